@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from deploy.golden import Arrays, GoldenFrame, require_golden
+from deploy.golden import GoldenFrame, require_golden
 from deploy.golden_file import golden_content, read_golden, require_end_to_end
 from deploy.integrity import (
     SUMS,
@@ -47,6 +47,7 @@ from deploy.state import Engine, in_sequence
 from deploy.targets import WITH_DLA, is_same_compiler
 from deploy.trust import Trust
 from perception.errors import InputError
+from perception.frame import Arrays
 from perception.io.files import atomic_folder, restore_folder, write_atomically
 from perception.io.section import Section
 from perception.scene.health.statistics import Statistics

@@ -19,7 +19,6 @@ from deploy.check import measure, open_to_measure
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import GoldenFrame, require_agreement, require_golden, synthetic_frame
 from deploy.golden_file import drive_of, with_sensors
-from deploy.live.messages.objects import AVAILABILITY, LABELS
 from deploy.manifest import (
     Calibration,
     Manifest,
@@ -36,6 +35,7 @@ from deploy.precision.convert import convert
 from deploy.precision.measure import make_golden_frames, structure_sha256
 from deploy.precision.quantise import Ranges
 from deploy.recordings.drives import is_recording
+from deploy.recordings.ros_types import AVAILABILITY, LABELS
 from deploy.route import BankedModule, parse_conditions, route_name, steering_inputs
 from deploy.signature import signer
 from deploy.state import STATE, Engine, in_sequence
@@ -44,18 +44,16 @@ from deploy.tolerances import Precision, Tolerances
 from deploy.trust import Release
 from perception.checkpoint import load_model, provenance
 from perception.errors import InputError
-from perception.frame import Conditions
+from perception.frame import Arrays, Conditions
 from perception.model import PerceptionModel
 from perception.modules.files import read_records
 from perception.modules.routing.fixed import SteeredRouter
 from perception.modules.spec import NEXT_STATE, STATE_INPUTS
-from perception.sensors.inputs import InputSpec
 from perception.sensors.state import Limits, Moment
 from perception.tasks import TASKS
 from perception.tasks.detection.config import DetectionHead, ScoreThresholds
 from perception.tasks.detection.task import DetectionTask
 from perception.tasks.task import Task
-from perception.training.clips import Arrays
 
 UNITS = {
     "pillar_points": "x y z m, intensity 0-255, dt s; reference frame, grouped by pillar, zeros as padding",
@@ -148,7 +146,7 @@ class _FoldedModel:
         steering = steering_inputs(self._routes[0], first, self.banked, self.values)
         if self.banked:  # different weights, so that the golden frames depend on every module
             steering["route"] = np.linspace(0.5, 1, len(self.banked), dtype=np.float32)[None]
-        self.example, *others = (frame | steering for frame in inputs)  # of the frame on which routes are compared
+        self.example, *others = ({**frame, **steering} for frame in inputs)  # of the frame on which routes are compared
         self._golden, self._expected = dict(zip(golden, others, strict=True)), expected
 
     def run_golden(self) -> dict[str, tuple[Arrays, Arrays]]:
@@ -273,7 +271,7 @@ class _Exporter:
         self.trained, self.config = load_model(checkpoint)
         for route in routes:
             parse_conditions(route, self.config.taxonomy)
-        spec = InputSpec.of(self.config)
+        spec = self.config.spec
         self.calibration = replace(calibration, rig=spec.rig) if calibration else None
         self.statistics = None
         if calibration is not None:
@@ -333,7 +331,7 @@ class _Exporter:
             apart=apart,
             **dict(network.facts),
             **contract_of(
-                InputSpec.of(config),
+                config.spec,
                 self.trained.tasks,
                 [each.name for each in network.facts.inputs],
                 config.taxonomy,

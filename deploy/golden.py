@@ -9,14 +9,13 @@ import numpy as np
 
 from deploy.tolerances import Ranked, Spread, Tolerances
 from perception.errors import InputError
-from perception.frame import Camera, Frame
+from perception.frame import Arrays, Camera, Frame
 from perception.grid import Reference
 from perception.modules.spec import NEXT_STATE
 from perception.rig import Rig
 from perception.sensors.state import Moment
 from perception.tasks.task import part_of
 
-Arrays = Mapping[str, np.ndarray]
 _NAMES = ("labels", "attributes")  # of a detection
 _DETECTIONS = ("boxes", "scores", *_NAMES)
 QUANTITIES = ("center", "size", "heading", "velocity")  # of boxes

@@ -12,13 +12,13 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from deploy.golden import CLOSE, GREY_LEVELS, ROUNDED, Arrays, GoldenFrame
+from deploy.golden import CLOSE, GREY_LEVELS, ROUNDED, GoldenFrame
 from deploy.integrity import Content
 from deploy.manifest import Manifest, TensorInfo
 from deploy.state import STATE, sampled
 from deploy.tolerances import REMEDY
 from perception.errors import InputError
-from perception.frame import Camera, Frame
+from perception.frame import Arrays, Camera, Frame
 from perception.grid import Reference
 from perception.modules.spec import NEXT_STATE, STATE_INPUTS
 from perception.sensors.inputs import PILLARS, no_sensors, prepare, without_padding

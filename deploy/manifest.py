@@ -8,30 +8,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import (
-    AwareDatetime,
-    SerializeAsAny,
-    ValidationError,
-    field_validator,
-)
+from pydantic import AwareDatetime, ValidationError
 
 from deploy import golden, state
 from deploy.integrity import Content
 from deploy.route import BankedModule
 from deploy.tolerances import Precision, Tolerances
-from perception.config import CameraBranch, Grid, Lidar
 from perception.datasets import sweeps as lidar_sweeps
 from perception.errors import InputError
 from perception.grid import Reference
 from perception.io.section import Section
 from perception.modules.spec import NEXT_STATE, STATE_INPUTS
+from perception.parts import CameraBranch, Grid, Lidar
 from perception.rig import Rig
 from perception.scene import admission
 from perception.sensors.camera import picture
 from perception.sensors.inputs import PRESENCE, InputSpec
 from perception.sensors.state import RIGID, Limits
-from perception.tasks import counted_truth, parse_tasks, point_places, tasks_of
-from perception.tasks.task import Task, TaskConfig
+from perception.tasks import TaskConfigs, counted_truth, point_places, tasks_of
+from perception.tasks.task import Task
 from perception.taxonomy import Taxonomy
 
 
@@ -251,7 +246,7 @@ class Manifest(NetworkFacts):
     head_grid: Grid  # of the cells that heads see
     lidar: Lidar | None
     camera: CameraBranch | None
-    tasks: dict[str, SerializeAsAny[TaskConfig]]
+    tasks: TaskConfigs
     preprocessing: Preprocessing
     steering: Steering
     postprocessing: dict[str, dict[str, Any]]  # by task, see `Task.postprocessing`
@@ -259,11 +254,6 @@ class Manifest(NetworkFacts):
     modules: tuple[str, ...]  # of the checkpoint
     apart: tuple[str, ...] = ()  # other routes, each with its own bundle in routes/
     origin: Origin
-
-    @field_validator("tasks", mode="before")
-    @classmethod
-    def _parse_tasks(cls, content: object) -> dict[str, TaskConfig]:
-        return parse_tasks(content)
 
     @cached_property
     def heads(self) -> dict[str, Task[Any]]:

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from deploy.precision.graph import drop_unused, is_grouped_transpose
-from deploy.state import STATE, Arrays, EngineState, HostState
+from deploy.state import STATE, EngineState, HostState
 from perception.errors import InputError
-from perception.frame import Conditions
+from perception.frame import Arrays, Conditions
 from perception.model import PerceptionModel
 from perception.modules.spec import NEXT_STATE
 from perception.sensors.inputs import PILLARS
@@ -183,17 +183,15 @@ class TorchEngine:
         return outputs
 
 
-def find_frame_with_state(
-    model: PerceptionModel, golden: Mapping[str, dict[str, np.ndarray]], conditions: Conditions
-) -> dict[str, np.ndarray]:
+def find_frame_with_state(model: PerceptionModel, golden: Mapping[str, Arrays], conditions: Conditions) -> Arrays:
     """The inputs of the first golden frame, for a model with a memory those of the first that has a state, with it."""
     state = model.no_state(1).numpy()
     for frame in golden.values():
         if "state_valid" not in frame:
             return frame
         if frame["state_valid"].any():
-            return frame | {STATE: state}
-        state = run(model, frame | {STATE: state}, conditions)[0][NEXT_STATE]
+            return {**frame, STATE: state}
+        state = run(model, {**frame, STATE: state}, conditions)[0][NEXT_STATE]
     raise ValueError("no golden frame has a state")
 
 

@@ -19,7 +19,7 @@ from perception.model import PerceptionModel
 from perception.modules.computation.computation import inputs, outputs
 from perception.modules.routing.fixed import SteeredRouter
 from perception.modules.slot import Slot
-from perception.sensors.inputs import InputSpec, prepare
+from perception.sensors.inputs import prepare
 from perception.tasks.detection.center_head import PeakHead
 
 What = Literal[
@@ -53,7 +53,7 @@ def plan(checkpoint: Path, routes: Sequence[Sequence[str]] = ((),)) -> Plan:
     """Plan the export of a checkpoint for these routes."""
     model, config = load_model(checkpoint)
     base = PerceptionModel(config.model_copy(update={"modules": (), "fusions": (), "routing": None})).eval()
-    spec = InputSpec.of(config)
+    spec = config.spec
     arrays = prepare(synthetic_frame(spec.grid.reference, spec.rig), spec)
     frame = {name: torch.from_numpy(array) for name, array in arrays.items()}
     known = [parse_conditions(route, config.taxonomy) for route in routes]

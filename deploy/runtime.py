@@ -12,11 +12,11 @@ from deploy.bundle import ONNX, Bundle
 from deploy.engines import open_engine
 from deploy.golden import GoldenFrame, require_golden
 from deploy.route import route_conditions, steering_inputs
-from deploy.state import Arrays, Carried, Engine, in_sequence
+from deploy.state import Carried, Engine, in_sequence
 from deploy.trust import Trust
 from perception.datasets.keyframes import Keyframes, Reads
 from perception.evaluation.predictions import Predicted
-from perception.frame import Conditions, Frame, Prediction
+from perception.frame import Arrays, Conditions, Frame, Prediction
 from perception.scene.scene import Scene, SceneFrame, time_stage
 from perception.scene.sources import load_sources
 from perception.sensors.inputs import no_sensors, prepare

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 
+from perception.frame import Arrays
 from perception.modules.spec import NEXT_STATE, STATE_INPUTS
 from perception.sensors.inputs import seen_sensors
 from perception.sensors.state import Limits, Moment, StateFrame
 
-Arrays = Mapping[str, np.ndarray]
 STATE = STATE_INPUTS[0]
 STEP = 4  # rows and columns from one compared cell of a state to the next; whole states would fill the golden frames
 

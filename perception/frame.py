@@ -15,6 +15,7 @@ from perception.errors import InputError
 from perception.geometry import inverse, move, product, unit_headings
 from perception.grid import Reference
 
+Arrays = Mapping[str, np.ndarray]  # inputs, outputs or labels by name
 _CORNERS = np.array(  # of a box, in half lengths, widths and heights
     [[1, 1, 1], [1, -1, 1], [1, -1, -1], [1, 1, -1], [-1, 1, 1], [-1, -1, 1], [-1, -1, -1], [-1, 1, -1]]
 )

@@ -15,6 +15,7 @@ from perception.bev.trunks import ConvNextTrunk, Fuse, PyramidTrunk, SingleSenso
 from perception.config import Config, extend_taxonomy, parse_config
 from perception.errors import InputError
 from perception.frame import Conditions
+from perception.loss import Loss
 from perception.modules.aggregation.composition import parse_block
 from perception.modules.aggregation.representations import add_fusion
 from perception.modules.bank import Bank
@@ -30,7 +31,7 @@ from perception.sensors.camera.lift import Lift
 from perception.sensors.inputs import without_padding
 from perception.sensors.lidar.encoder import PillarEncoder, VoxelFeatureEncoder
 from perception.tasks import TASKS, tasks_of
-from perception.tasks.network import Loss, PointFeatures, TaskNetwork
+from perception.tasks.network import PointFeatures, TaskNetwork
 from perception.tasks.task import Task, TaskConfig, add_prefix, part_of
 from perception.taxonomy import SENSORS, Taxonomy
 

@@ -6,14 +6,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from perception.checkpoint import load_model
 from perception.datasets.keyframes import Keyframes, Reads
 from perception.evaluation.predictions import Predicted
-from perception.frame import Frame, Prediction
+from perception.frame import Arrays, Frame, Prediction
 from perception.io.workers import iterate
 from perception.model import PerceptionModel, Trace, batch_inputs
 from perception.modules.route import Route
@@ -23,7 +22,6 @@ from perception.sensors.inputs import InputSpec, prepare, seen_sensors
 from perception.sensors.state import Limits, Moment, StateFrame
 from perception.tasks.task import to_prediction
 
-Arrays = dict[str, np.ndarray]
 Tensors = dict[str, torch.Tensor]
 
 
@@ -40,7 +38,7 @@ class TorchPredictor:
 
     def __init__(self, model: PerceptionModel, batch: int = 1) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model, self.spec = model.eval().to(self.device), InputSpec.of(model.config)
+        self.model, self.spec = model.eval().to(self.device), model.config.spec
         self.taxonomy, self.batch = model.config.taxonomy, batch
         self.remembers = Limits.of(model.bank.modules.values()) is not None
 

@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from perception.errors import InputError
-from perception.io.section import Section, load_section, named_file
+from perception.io.section import Range, Section, load_section, named_file
 
 GROUPS = ("lidar", "cameras", "all")  # names for several sensors, which no sensor may have
 DISTORTIONS = (0, 4, 5, 8)  # numbers of OpenCV's coefficients
@@ -28,9 +28,6 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=60)]
 Vector = tuple[Finite, Finite, Finite]
-
-
-Pair = Annotated[tuple[float, float], Field(strict=False)]
 
 
 # The limits of the health monitor for each kind of sensor. docs/health.md says how they were measured. A rig gives
@@ -77,10 +74,10 @@ class LidarLimits(Section):
     beyond: float = 50.0  # m; most beams meet the ground nearer
     beyond_share: float = 0.3  # of the returns of a garbled sector lie beyond
     bright: float = 70.0  # mean intensity of a garbled sector
-    near: Pair = (3.0, 12.0)  # m from the vehicle's origin, where ground points are dense
+    near: Range = (3.0, 12.0)  # m from the vehicle's origin, where ground points are dense
     level: float = 1.0  # m above and below the vehicle's origin in which ground is searched
     cell_points: int = 5  # minimum for the spread of a 1 x 1 m cell
-    ring: Pair = (5.0, 12.0)  # m; nearer, range noise is as large as a step along the ring
+    ring: Range = (5.0, 12.0)  # m; nearer, range noise is as large as a step along the ring
     flat: float = 0.3  # m above and below the vehicle's origin in which points are ground
     min_ground_points: int = 200  # to look for gaps
     step_quantile: float = 0.25  # of the distances to the nearest point, taken as the step along a ring

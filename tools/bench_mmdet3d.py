@@ -46,7 +46,7 @@ def mmdet3d(quick: bool) -> dict[str, Any]:
     models.spread(theirs, points)
     with tempfile.TemporaryDirectory() as folder:
         model, config = load_model(models.imported(theirs, "circle", Path(folder)))
-    spec = InputSpec.of(config)
+    spec = config.spec
     inputs = [prepare(frame, spec) for frame in frames]
     deployed = model.deployed(Conditions())
     flops = [run(each, without_padding(inputs[0]))[1] for each in (model, deployed)]

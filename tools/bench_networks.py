@@ -154,7 +154,7 @@ def _with_each(name: str) -> dict[str, tuple[onnx.ModelProto, dict[str, np.ndarr
     found, files = {}, TASKS[name]
     for variant, added in {"base": (), **{file: (file,) for file in files}, "all": files}.items():
         config = with_tasks(name, added)
-        inputs = prepare(synthetic_frame(config.grid.reference, config.rig), InputSpec.of(config))
+        inputs = prepare(synthetic_frame(config.grid.reference, config.rig), config.spec)
         graph, operations = deployed_graph(config, inputs)
         found[variant] = graph, inputs, operations
     return found

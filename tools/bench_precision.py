@@ -19,7 +19,7 @@ from deploy.precision.quantise import CPU, activations, quantisable, quantise
 from perception.config import find_config, load_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Frame
-from perception.sensors.inputs import InputSpec, prepare
+from perception.sensors.inputs import prepare
 from perception.tasks import tasks_of
 from perception.tasks.task import to_prediction
 from perception.training.optimize import with_conditions
@@ -37,7 +37,7 @@ def precision(quick: bool) -> dict[str, Any]:
 def speed(configuration: str, rounds: int) -> dict[str, Any]:
     """Seconds from points to boxes with random weights, all blocks in INT8."""
     config = load_config(find_config(configuration))
-    spec, tasks = InputSpec.of(config), tasks_of(config.tasks, config.head_grid, config.taxonomy)
+    spec, tasks = config.spec, tasks_of(config.tasks, config.head_grid, config.taxonomy)
     sweeps = [synthetic_frame(spec.grid.reference, spec.rig, seed) for seed in range(SWEEPS)]
     frame = reduce(Frame.with_further_points, sweeps)
     inputs = prepare(frame, spec)

@@ -35,7 +35,7 @@ from perception.errors import InputError
 from perception.frame import Conditions
 from perception.model import PerceptionModel
 from perception.modules.spec import NEXT_STATE
-from perception.sensors.inputs import InputSpec, prepare
+from perception.sensors.inputs import prepare
 from perception.sensors.state import Moment, state_inputs
 
 CONFIGS = "tiny,nuscenes/centerpoint,nuscenes/lidar,nuscenes/camera,nuscenes/fusion"
@@ -48,7 +48,7 @@ def make_graph(name: str, kind: str, tasks: list[str]) -> tuple[onnx.ModelProto,
     """The FP32 graph, with tasks of further configurations, and the shapes of its inputs."""
     modules = [MODULE, {"name": "memory", "kind": "memory", "stride": 2}] if kind == "memory" else [MODULE]
     config = parse_config(with_tasks(name, tasks).model_dump(mode="json") | {"modules": modules}, name)
-    spec = InputSpec.of(config)
+    spec = config.spec
     frame = synthetic_frame(config.grid.reference, config.rig)
     inputs, routes, model = prepare(frame, spec), [Conditions(weather="rain")], PerceptionModel(config)
     if kind != "folded":

@@ -18,7 +18,7 @@ from deploy.state import STATE, Engine, run_with_state
 from perception.datasets.keyframes import Keyframes
 from perception.datasets.sources import open_source
 from perception.errors import InputError
-from perception.frame import Frame
+from perception.frame import Arrays, Frame
 from perception.modules.spec import SPACING, STATE_INPUTS
 from perception.rig import Rig
 from perception.sensors.inputs import InputSpec, prepare
@@ -28,11 +28,10 @@ from perception.training.clips import find_clip, frame_period
 PERCENTILE = 99.99  # of the values; the others are clipped
 _BINS = 2048
 
-Inputs = Mapping[str, np.ndarray]
-Clip = Sequence[Inputs]  # of a frame and, for a network with a memory, of frames before it: the oldest first
+Clip = Sequence[Arrays]  # of a frame and, for a network with a memory, of frames before it: the oldest first
 
 
-def ranges(model: onnx.ModelProto, tensors: Iterable[str], frames: Iterable[Inputs]) -> dict[str, tuple[float, float]]:
+def ranges(model: onnx.ModelProto, tensors: Iterable[str], frames: Iterable[Arrays]) -> dict[str, tuple[float, float]]:
     """Measure the range (low, high) of each activation of an FP32 graph, sorted by name; it always contains 0."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):  # the calibrater prints
         calibrater = _Calibrater(model, sorted(tensors), Path(folder))
@@ -58,7 +57,7 @@ class _Calibrater(PercentileCalibrater):
 
 
 class _Reader(CalibrationDataReader):
-    def __init__(self, inputs: Inputs) -> None:
+    def __init__(self, inputs: Arrays) -> None:
         self._left = [dict(inputs)]
 
     def get_next(self) -> dict[str, np.ndarray] | None:

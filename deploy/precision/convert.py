@@ -13,11 +13,12 @@ from onnx import TensorProto, helper, numpy_helper
 from deploy.bundle import CPU_ONNX, ONNX
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.manifest import Block
-from deploy.precision.calibrate import Inputs, ranges
+from deploy.precision.calibrate import ranges
 from deploy.precision.graph import drop_unused, floats, places
 from deploy.precision.quantise import CPU, TENSORRT, Layout, Ranges, activations, quantisable, quantise
 from deploy.tolerances import Precision
 from perception.errors import InputError
+from perception.frame import Arrays
 from perception.tasks.task import Task
 
 LARGEST_ERROR = 0.1  # up to which a block becomes INT8
@@ -45,7 +46,7 @@ class Errors:
     """
 
     def __init__(
-        self, model: onnx.ModelProto, ranges: Ranges, frames: Sequence[Inputs], trunk_outputs: Collection[str] = ()
+        self, model: onnx.ModelProto, ranges: Ranges, frames: Sequence[Arrays], trunk_outputs: Collection[str] = ()
     ) -> None:
         self.graph, self.ranges = model.graph, ranges
         self._require_stage = with_measured_outputs(model, trunk_outputs)
@@ -205,7 +206,7 @@ class ConvertedGraphs:
 
 
 def convert(
-    model: onnx.ModelProto, precision: Precision, frames: Sequence[Inputs], tasks: Mapping[str, Task[Any]]
+    model: onnx.ModelProto, precision: Precision, frames: Sequence[Arrays], tasks: Mapping[str, Task[Any]]
 ) -> ConvertedGraphs:
     """Convert an FP32 graph to this precision; INT8 needs frames to measure the ranges of activations on."""
     if precision == "fp32":
@@ -239,7 +240,7 @@ def convert(
 
 
 def require_close_outputs(
-    model: onnx.ModelProto, converted: onnx.ModelProto, frames: Sequence[Inputs], tasks: Mapping[str, Task[Any]]
+    model: onnx.ModelProto, converted: onnx.ModelProto, frames: Sequence[Arrays], tasks: Mapping[str, Task[Any]]
 ) -> None:
     """Raise InputError unless a converted graph's outputs that are not `steady` are close to those of the FP32 graph.
 

@@ -15,7 +15,6 @@ from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import (
     QUANTITIES,
-    Arrays,
     GoldenFrame,
     clear_detections,
     dense_spreads,
@@ -27,6 +26,7 @@ from deploy.golden import (
 from deploy.state import in_sequence
 from deploy.tolerances import Precision, Ranked, Size, Spread, Tolerances
 from perception.errors import InputError
+from perception.frame import Arrays
 from perception.io.section import Section, Share
 from perception.modules.spec import NEXT_STATE
 from perception.tasks.task import Output, Task, part_of

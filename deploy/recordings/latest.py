@@ -16,11 +16,11 @@ from deploy.recordings.payloads import point_times
 from deploy.recordings.stamps import ClockSet
 from deploy.recordings.topics import CameraTopics, LidarTopic
 from deploy.recordings.transforms import Placement
-from perception.config import Image
 from perception.datasets.files import jpeg_file
 from perception.datasets.nuscenes.descriptions import position_on_map
 from perception.datasets.sweeps import OLDEST, Motion, Sweep
 from perception.frame import Camera, JpegFile, Reading, Warped
+from perception.parts import Image
 from perception.rig import RigCamera
 from perception.scene.signals import SignalConfig
 from perception.sensors.inputs import fit_picture

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
+from perception.taxonomy import RosClass
+
+LABELS = {name: label for label, name in enumerate(get_args(RosClass))}  # of Autoware's ObjectClassification
+AVAILABILITY = {"none": 0, "half": 1, "full": 2}  # heading of a class -> orientation_availability
 # What the store of `rosbags` lacks: autoware_msgs and autoware_internal_msgs of autowarefoundation, and version 4 of
 # ros-perception/vision_msgs. Constants are left out, since they are no part of the bytes or of the hash.
 DEFINITIONS = {

@@ -22,14 +22,12 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, mod
 from deploy.replay.latency import STAGES
 from deploy.replay.results import Measures, agreements, metrics
 from perception.errors import InputError
-from perception.io.section import Section
+from perception.io.section import Section, Share
 from perception.tasks.metric import GateMetric, Subject
 from perception.taxonomy import Taxonomy
 
 LEAST_FRAMES = 100  # that a gate on latency needs: in fewer, the 99th percentile is the slowest frame
 DEFAULT_LOSS, DEFAULT_AGREEMENT, DEFAULT_COMMON = 0.01, 0.9, 0.9
-
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Gate(Section):

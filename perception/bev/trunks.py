@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perception.config import Trunk as TrunkConfig
 from perception.io.distributed import draw_locally
 from perception.modules.computation.computation import ChannelNorm
 from perception.modules.slot import ConvBlock, Slot
+from perception.parts import Trunk as TrunkConfig
 
 
 class Fuse(nn.Module):

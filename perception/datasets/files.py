@@ -19,6 +19,7 @@ from perception.io.stores import read_file
 
 Stamp = tuple[str, int, int]  # path, size and time of change (ns) of a file, by which a changed one is recognised
 
+MCU = 16  # pixels, side of JPEG's blocks with 4:2:0 chroma
 _LONGEST_SEGMENT = 65_535 + 4  # bytes of a JPEG's first segment and the markers before it
 _START_OF_FRAME = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}  # markers of JPEG
 _DECODED = {  # reduction of both sides -> OpenCV's flag

@@ -11,10 +11,10 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
+from perception.datasets.files import MCU
 from perception.frame import Frame
 from perception.geometry import rotation_about
 
-MCU = 16  # pixels, side of JPEG's blocks with 4:2:0 chroma
 SECTOR = np.radians(2.0)  # azimuth of one packet of a spinning LiDAR: 12 firings, as of a Velodyne HDL-32E
 REACH = 100.0  # m, the largest range in a packet
 

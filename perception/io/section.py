@@ -14,11 +14,13 @@ from perception.errors import InputError
 
 MODULE_NAME = r"[A-Za-z][\w-]*"
 Positive = Annotated[int, Field(gt=0)]
-Width = Annotated[
-    int, Field(gt=0, le=4096)
-]  # channels, a rank, or the side of a map; far more would not fit into memory
-_MOST_NODES = 1_000_000  # of a YAML document with its aliases in full
+Sizes = Annotated[tuple[Positive, ...], Field(strict=False)]
+# Channels, a rank, or the side of a map; far more would not fit into memory.
+Width = Annotated[int, Field(gt=0, le=4096)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
+Range = Annotated[tuple[float, float], Field(strict=False)]  # from, to
+_MOST_NODES = 1_000_000  # of a YAML document with its aliases in full
 
 
 class Section(BaseModel):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from perception.config import Config, Lidar, Trunk
+from perception.config import Config
 from perception.datasets.infos import CLASSES
 from perception.mmdet3d.checkpoint import ConfigSection, convert_norm_epsilons, rename_state
 from perception.mmdet3d.second import (
@@ -25,6 +25,7 @@ from perception.mmdet3d.second import (
     voxelisation_of,
 )
 from perception.model import PerceptionModel
+from perception.parts import Lidar, Trunk
 from perception.tasks.detection.config import DetectionHead, IouScore, Suppression, map_name
 from perception.tasks.detection.targets import REGRESSION
 

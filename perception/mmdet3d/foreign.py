@@ -7,10 +7,12 @@ Without an active module its outputs are bit-identical to those without slots.
 from __future__ import annotations
 
 import copy
+import importlib
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import chain, repeat
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +30,6 @@ from perception.io.section import Section, parse_section
 from perception.mmdet3d import annotation_file
 from perception.mmdet3d.checkpoint import read_state
 from perception.mmdet3d.foreign_config import FILE, ForeignBackbone, ForeignConfig, write_foreign_config
-from perception.mmdet3d.install import import_mmdet3d
 from perception.modules.aggregation.composition import Parallel
 from perception.modules.bank import Bank
 from perception.modules.computation.computation import LAYERS
@@ -37,6 +38,10 @@ from perception.modules.spec import AnyModule
 from perception.tasks import TASKS
 from perception.training import optimize
 from perception.training.optimize import optimizer_of
+
+# mmdet 3.3.0 and mmdet3d 1.4.0 assert mmcv < 2.2.0 on import. The maintained fork (onedl-mmcv, 2.3 or later) has the
+# same interface, so it reports this version during the import.
+REPORTED_MMCV_VERSION = "2.1.0"
 
 
 class ForeignTrunk(NamedTuple):
@@ -53,6 +58,23 @@ def load_foreign(config: ForeignConfig) -> ForeignTrunk:
     trunk = ForeignTrunk(detector.eval(), wrap_layers(detector, config.backbone.slots), mmdet3d_config)
     trunk.bank.load(*map(Path, config.modules))
     return trunk
+
+
+def import_mmdet3d() -> ModuleType:
+    """The package mmdet3d, with its models registered."""
+    try:
+        mmcv: Any = importlib.import_module("mmcv")
+        version, mmcv.__version__ = mmcv.__version__, REPORTED_MMCV_VERSION
+        try:
+            importlib.import_module("mmdet")
+            mmdet3d = importlib.import_module("mmdet3d")
+            importlib.import_module("mmdet3d.utils").register_all_modules()
+        finally:
+            mmcv.__version__ = version
+    except (ImportError, AssertionError) as error:  # it checks versions by assertions
+        reason = " ".join(str(error).split())
+        raise InputError(f"mmdet3d cannot be imported ({reason}); install it with `make install-mmdet3d`") from None
+    return mmdet3d
 
 
 def read_config(backbone: ForeignBackbone) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from perception.config import Config, Trunk
+from perception.config import Config
 from perception.mmdet3d.centerpoint import (
     ENCODER_SETTINGS,
     NAMES,
@@ -25,6 +25,7 @@ from perception.mmdet3d.centerpoint import (
 from perception.mmdet3d.checkpoint import ConfigSection
 from perception.mmdet3d.second import deblocks_config, lidar_config
 from perception.model import PerceptionModel
+from perception.parts import Trunk
 
 BACKBONE = "ConvNeXt_PC"  # PillarNeSt's class
 HEAD_NAMES = NAMES | {"iou": "iou"}

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from perception.config import Config, Lidar, Trunk
+from perception.config import Config
 from perception.datasets.infos import CLASSES
 from perception.mmdet3d.checkpoint import ConfigSection, convert_norm_epsilons, rename_state
 from perception.mmdet3d.second import (
@@ -28,6 +28,7 @@ from perception.mmdet3d.second import (
     voxelisation_of,
 )
 from perception.model import PerceptionModel
+from perception.parts import Lidar, Trunk
 from perception.tasks.detection.config import Anchor, AnchorHead, DetectionHead, Suppression
 
 # Settings of HardVFE: supported value, mmdet3d's default.

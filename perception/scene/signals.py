@@ -26,13 +26,12 @@ from pydantic import Field
 from perception.errors import InputError
 from perception.frame import Frame, Reading
 from perception.io.section import Section
+from perception.rig import Finite, Name
 from perception.scene.belief import ERROR_RATE, Vocabulary
 from perception.tasks.task import Evidence
 
 Value = float | str
-Finite = Annotated[float, Field(allow_inf_nan=False)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=60)]
 
 _COMPARISON = re.compile(r"\s*(\w+)\s*(>=|<=|==)\s*([\w.+-]+)\s*")  # of a signal with a number or a word
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {">=": operator.ge, "<=": operator.le, "==": operator.eq}

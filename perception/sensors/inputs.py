@@ -10,16 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from perception.config import CameraBranch, Config, Image, Lidar
 from perception.datasets.keyframes import Reads
 from perception.frame import Frame
 from perception.geometry import product
 from perception.grid import BevGrid
+from perception.parts import CameraBranch, Image, Lidar
 from perception.rig import Rig, Sensors, require_cameras
 from perception.sensors.camera.picture import STEPS, fit_width, warp
 from perception.sensors.lidar.pillars import group
 from perception.sensors.state import Limits
-from perception.tasks import counted_truth, point_places
 
 
 def _native() -> Any:
@@ -54,13 +53,6 @@ class InputSpec:
     points: int = 0  # places for single points of the keyframe; 0: no task reads them
     truth: tuple[str, ...] = ()  # kinds of `Frame.truth` that the tasks are scored by
     memory: Limits | None = None  # of the state of a network with a memory; None: it has none
-
-    @staticmethod
-    def of(config: Config) -> InputSpec:
-        model = config.model
-        places, truth = point_places(config.tasks), counted_truth(config.tasks)
-        memory = Limits.of(config.modules)
-        return InputSpec(config.grid.build(), model.lidar, model.camera, config.rig, places, truth, memory)
 
     @property
     def sensors(self) -> tuple[str, ...]:

@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import Iterable, Mapping
-from typing import Any
+from pkgutil import resolve_name
+from typing import Annotated, Any
 
-from pydantic import create_model
+from pydantic import BeforeValidator, SerializeAsAny, create_model
 
 from perception.grid import BevGrid
 from perception.io.section import Section
-from perception.tasks.conditions.task import ConditionsTask
-from perception.tasks.detection.task import DetectionTask
-from perception.tasks.map.task import MapTask
-from perception.tasks.occupancy.task import OccupancyTask
-from perception.tasks.points.task import PointsTask
 from perception.tasks.task import Task, TaskConfig
 from perception.taxonomy import Taxonomy
 
-TASKS: dict[str, type[Task[Any]]] = {
-    task.name: task for task in (DetectionTask, MapTask, ConditionsTask, PointsTask, OccupancyTask)
-}
+
+class _Tasks(UserDict[str, Any]):
+    """Name -> class of a task. One that is given as package.module:Class is imported when it is first needed."""
+
+    def __getitem__(self, name: str) -> type[Task[Any]]:
+        task: Any = super().__getitem__(name)
+        return resolve_name(task) if isinstance(task, str) else task
+
+
+TASKS = _Tasks(
+    detection="perception.tasks.detection.task:DetectionTask",
+    map="perception.tasks.map.task:MapTask",
+    conditions="perception.tasks.conditions.task:ConditionsTask",
+    points="perception.tasks.points.task:PointsTask",
+    occupancy="perception.tasks.occupancy.task:OccupancyTask",
+)
 
 
 def parse_tasks(content: object) -> dict[str, TaskConfig]:
     """Task -> configuration, from a parsed document; None omits a task. A wrong key is a ValidationError."""
-    fields: Any = {name: (task.Config | None, None) for name, task in TASKS.items()}
+    named = content if isinstance(content, Mapping) else {}
+    fields: Any = {name: (TASKS[name].Config | None, None) for name in TASKS if name in named}
     known = create_model("Tasks", __base__=Section, **fields).model_validate(content)
     return {name: config for name, config in known if config is not None}
+
+
+TaskConfigs = Annotated[dict[str, SerializeAsAny[TaskConfig]], BeforeValidator(parse_tasks)]
 
 
 def point_places(configs: Mapping[str, TaskConfig]) -> int:

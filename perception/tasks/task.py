@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, Typ
 
 import numpy as np
 
-from perception.frame import Boxes, Frame, Prediction
+from perception.frame import Arrays, Boxes, Frame, Prediction
 from perception.grid import BevGrid
 from perception.io.section import Section
 from perception.tasks.metric import Metric, Result
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from perception.tasks.network import TaskNetwork
 
 
-Arrays = Mapping[str, np.ndarray]
 # An observation: kind of condition -> probability of each value in the order of the taxonomy, for some kinds.
 Evidence = Mapping[str, Sequence[float]]
 

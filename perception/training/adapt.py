@@ -22,7 +22,7 @@ from perception.io.distributed import rank
 from perception.io.section import Section, load_section
 from perception.model import PerceptionModel, batch_inputs
 from perception.modules.spec import Module
-from perception.sensors.inputs import InputSpec, prepare
+from perception.sensors.inputs import prepare
 from perception.tasks.network import FittedNetwork
 from perception.taxonomy import SENSORS
 from perception.training import optimize
@@ -212,7 +212,7 @@ def fit_head(
     head: Any = model.head(task)
     head.start(replaced)
     head.to(device)
-    spec, arrays = InputSpec.of(model.config), None
+    spec, arrays = model.config.spec, None
     for token in track(tokens, "keyframes", console=Console(stderr=True)):
         frame = tables.frame(token, Reads(spec.grid.reference, lidar=False, truth=tuple(model.tasks[task].truth)))
         arrays = prepare(frame, spec, into=arrays)

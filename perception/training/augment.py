@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from perception.config import Augment, CameraBranch, Image
+from perception.config import Augment
 from perception.frame import Frame
+from perception.parts import CameraBranch, Image
 from perception.sensors.camera.picture import fit_width
 
 

@@ -14,11 +14,11 @@ from perception.errors import InputError
 from perception.frame import Frame
 from perception.modules.bank import BRANCHES
 from perception.modules.spec import Module
-from perception.sensors.inputs import InputSpec, seen_sensors
+from perception.sensors.inputs import seen_sensors
 from perception.sensors.state import Limits, Moment, StateFrame
 
 AnyFrame = TypeVar("AnyFrame")
-Arrays = dict[str, np.ndarray]
+Inputs = dict[str, np.ndarray]  # of a frame
 
 
 def find_clip(moments: Mapping[str, int], token: str, spacings: Sequence[float]) -> list[str]:
@@ -102,7 +102,7 @@ class Clips:
         spacings = [part.spacing for module in taught or config.modules for part in module.memories]
         self._spacing = min(least for least, _ in spacings), max(most for _, most in spacings)
         self._outages = max((part.outages for module in taught for part in module.memories), default=0.0)
-        self._sensors = _lost_in_outages(InputSpec.of(config).sensors, taught)
+        self._sensors = _lost_in_outages(config.spec.sensors, taught)
         self._moments: dict[str, Mapping[str, int]] = {}
 
     def trained_spacing(self, tokens: Iterable[str]) -> tuple[float, float] | None:
@@ -150,13 +150,13 @@ class Clips:
             self._moments[scene] = self._tables.moments(token)
         return self._moments[scene]
 
-    def with_state(self, frames: Iterable[tuple[Moment, Arrays]]) -> list[tuple[Arrays, bool]]:
+    def with_state(self, frames: Iterable[tuple[Moment, Inputs]]) -> list[tuple[Inputs, bool]]:
         """The inputs of each frame of a clip with those of the memory, and whether its state replaces the one before.
 
         Args:
             frames: with the inputs of their sensors, the oldest first, which has no state.
         """
-        latest, found = StateFrame(self._limits), list[tuple[Arrays, bool]]()
+        latest, found = StateFrame(self._limits), list[tuple[Inputs, bool]]()
         for moment, inputs in frames:
             memory = latest.inputs(moment)
             found.append((inputs | memory, latest.advance(moment, memory, seen_sensors(inputs))))

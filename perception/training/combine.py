@@ -19,7 +19,7 @@ from perception.modules.aggregation.merge import Merging, Method, merge_modules
 from perception.modules.computation.channelwise import BatchNorm
 from perception.modules.files import HeadRecord, Record, read_record, read_records
 from perception.modules.status import Row
-from perception.sensors.inputs import InputSpec, prepare
+from perception.sensors.inputs import prepare
 from perception.training.optimize import lacking, require_reachable, with_conditions
 
 OPTIONS = {"strength", "keep", "drop", "seed", "rank"}  # of a merge
@@ -138,7 +138,7 @@ def recalibrate(model: PerceptionModel, tables: Keyframes, tokens: Sequence[str]
         norm.train(inputs[0].numel() > 0)  # a frame without images has no statistics
 
     hooks = [norm.register_forward_pre_hook(update_statistics) for norm in norms]  # run after the hook of `Freeze`
-    spec = InputSpec.of(model.config)
+    spec = model.config.spec
     changes: dict[str, Any] = dict.fromkeys(lacking(model.bank.modules[module].when), False)
     reads = spec.reads._replace(**changes)
     for token in tokens:

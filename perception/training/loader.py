@@ -21,7 +21,7 @@ from perception.frame import Conditions, Frame
 from perception.io.workers import iterate
 from perception.model import batch_inputs
 from perception.sensors.camera.picture import depth_labels
-from perception.sensors.inputs import InputSpec, prepare
+from perception.sensors.inputs import prepare
 from perception.sensors.state import Moment
 from perception.tasks import tasks_of
 from perception.tasks.task import join_labels
@@ -95,7 +95,7 @@ class FrameDataset(Dataset[Sample]):
         if not tokens:
             raise InputError(f"{tables.dataroot}: no keyframes to train on; choose other scenes or another split")
         self._tables, self._tokens, self._config = tables, list(tokens), config
-        self._spec, self._depth_cells = InputSpec.of(config), depth_cells
+        self._spec, self._depth_cells = config.spec, depth_cells
         every = tasks_of(config.tasks, config.head_grid, config.taxonomy)
         self._tasks = {name: task for name, task in every.items() if tasks is None or name in tasks}
         self._truth = dict.fromkeys(kind for task in self._tasks.values() for kind in task.truth)
@@ -208,7 +208,7 @@ class FrameDataset(Dataset[Sample]):
 
 def reads_of(config: Config, depth: bool = False) -> Reads:
     """What a training reads; with labels of the cameras' depth also the LiDAR, whether the model has it or not."""
-    reads = InputSpec.of(config).reads._replace(annotations=True)
+    reads = config.spec.reads._replace(annotations=True)
     if config.data.reduced_pictures and config.model.camera is not None:
         reads = reads._replace(least_width=config.model.camera.image.width)
     return reads._replace(lidar=True) if depth else reads

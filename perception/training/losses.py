@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from perception.frame import Conditions
 from perception.io.distributed import largest, processes, total
+from perception.loss import Loss
 from perception.model import PerceptionModel, Trace
 from perception.modules.route import Route, Routes
 from perception.modules.routing.fixed import make_shared_routes
-from perception.tasks.network import Loss
 
 Earlier = Sequence[tuple[dict[str, Tensor], Sequence[Conditions]]]  # inputs and conditions of frames, oldest first
 

@@ -32,7 +32,6 @@ from perception.errors import InputError
 from perception.frame import Boxes, Frame
 from perception.io.files import atomic_folder, make_folder
 from perception.io.workers import iterate
-from perception.sensors.inputs import InputSpec
 from perception.training.placement import places, points_of
 
 SCHEMA = 2
@@ -84,7 +83,7 @@ def objects_of(tables: Keyframes, tokens: Sequence[str], config: Config, folder:
 
 def _reads(config: Config) -> Reads:
     """What of a keyframe is read: its boxes, and the sensor data that is stored."""
-    reads, paste = InputSpec.of(config).reads, config.data.paste
+    reads, paste = config.spec.reads, config.data.paste
     pictures = paste is not None and paste.pictures == "paste"
     return reads._replace(annotations=True, cameras=pictures and reads.cameras)
 

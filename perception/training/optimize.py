@@ -22,7 +22,6 @@ from perception.errors import InputError
 from perception.model import PerceptionModel
 from perception.modules.bank import BRANCHES
 from perception.modules.base import is_base_key
-from perception.sensors.inputs import InputSpec
 from perception.tasks.network import FittedNetwork
 from perception.taxonomy import SENSORS
 
@@ -98,7 +97,7 @@ def require_reachable(model: PerceptionModel, module: str) -> None:
     if tasks and not any(model.reaches(slot, task) for slot in model.bank.at(module) for task in tasks):
         names = " and ".join(sorted(tasks))
         raise InputError(f"module {module}: runs for {names} alone, which none of its slots reaches; change its slots")
-    own = [BRANCHES[branch] for branch in InputSpec.of(model.config).sensors]
+    own = [BRANCHES[branch] for branch in model.config.spec.sensors]
     required = {fact for fact in model.bank.requirements(module) if fact.removeprefix("no-") in SENSORS}
     left = [sensor for sensor in own if f"no-{sensor}" not in required]
     possible = {*left, *(f"no-{sensor}" for sensor in own)}

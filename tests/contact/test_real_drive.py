@@ -24,8 +24,8 @@ from deploy.recordings.drives import RecordedDrive
 from deploy.recordings.ros_types import header
 from deploy.recordings.topics import Topics, load_topics
 from deploy.runtime import Runtime
-from perception.config import CameraBranch, Lidar
 from perception.grid import BevGrid
+from perception.parts import CameraBranch, Lidar
 from perception.rig import load_rig
 from perception.sensors.inputs import InputSpec
 from perception.tasks.detection.config import ScoreThresholds

@@ -14,7 +14,8 @@ from exported import apart, bundle, remembering, rewritten
 from lowered import switched
 
 from deploy.bundle import Bundle
-from deploy.golden import Arrays, GoldenFrame
+from deploy.golden import GoldenFrame
+from perception.frame import Arrays
 
 PROGRAM = Path(os.environ["TESSERA_LIBRARY"]).with_name("tessera_verify")
 

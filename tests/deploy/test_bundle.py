@@ -31,7 +31,6 @@ from deploy.runtime import Runtime
 from deploy.signature import signer
 from deploy.verify import verify
 from perception.errors import InputError
-from perception.sensors.inputs import InputSpec
 from perception.tasks import parse_tasks
 
 FILES = (
@@ -62,7 +61,7 @@ def test_manifest_describes_the_golden_frame_and_the_configuration() -> None:
     for tensors, arrays in zip((loaded.manifest.inputs, loaded.manifest.outputs), loaded.golden(), strict=True):
         described = [(t.name, t.shape, t.dtype, t.unit) for t in tensors]
         assert described == [(name, a.shape, a.dtype.name, units[name]) for name, a in arrays.items()]
-    assert loaded.spec == InputSpec.of(nano())
+    assert loaded.spec == nano().spec
     assert (loaded.manifest.taxonomy.class_names, loaded.manifest.rig) == (CLASSES, RIG)
     assert set(bundle("rain").files) == set(FILES) - {"SHA256SUMS"}
     assert listed(bundle("rain").path) == set(FILES)

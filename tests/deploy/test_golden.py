@@ -33,7 +33,6 @@ from deploy.bundle import Bundle
 from deploy.engines import open_engine
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import (
-    Arrays,
     GoldenFrame,
     WrongEngine,
     clear_detections,
@@ -49,10 +48,11 @@ from deploy.precision.measure import BOUNDS, require_bounded
 from deploy.runtime import CHECK_EVERY, Runtime
 from deploy.tolerances import Precision, Tolerances
 from deploy.verify import verify
-from perception.config import Config, Image, find_config, load_config
+from perception.config import Config, find_config, load_config
 from perception.errors import InputError
-from perception.frame import Boxes
+from perception.frame import Arrays, Boxes
 from perception.grid import BevGrid
+from perception.parts import Image
 from perception.sensors.camera.picture import _taps, fit_width, warp
 from perception.sensors.inputs import group
 from perception.tasks import TASKS, parse_tasks, tasks_of

@@ -26,7 +26,7 @@ from torch import nn
 from deploy.build import build
 from deploy.engines import open_engine
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
-from deploy.golden import Arrays, clear_detections, differences, match_detections
+from deploy.golden import clear_detections, differences, match_detections
 from deploy.manifest import Calibration
 from deploy.precision import calibrate
 from deploy.precision.calibrate import PERCENTILE, ranges
@@ -39,8 +39,8 @@ from deploy.verify import verify
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
-from perception.frame import Frame
-from perception.sensors.inputs import InputSpec, prepare
+from perception.frame import Arrays, Frame
+from perception.sensors.inputs import prepare
 from perception.sensors.state import Limits
 from perception.tasks.task import part_of
 
@@ -102,7 +102,7 @@ def assert_close(frame: Frame, graph: onnx.ModelProto, precision: str) -> int:
     Returns:
         The number of compared detections, in FP16.
     """
-    inputs = prepare(frame, InputSpec.of(config()))
+    inputs = prepare(frame, config().spec)
     tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
     with torch.no_grad():
         expected = {name: value.numpy() for name, value in lowered.network().predict(tensors).items()}
@@ -122,7 +122,7 @@ def assert_close(frame: Frame, graph: onnx.ModelProto, precision: str) -> int:
 @pytest.mark.parametrize("precision", ["fp16", "int8", "int8.cpu"])
 def test_frames_equal_torch_within_rounding(keyframes: tuple[Path, str], precision: str) -> None:
     """INT8 is calibrated on the keyframes before and after."""
-    tables, spec, graph = NuScenesTables(*keyframes), InputSpec.of(config()), single()
+    tables, spec, graph = NuScenesTables(*keyframes), config().spec, single()
     scenes = tables.scenes() if keyframes[1] == "v1.0-sim" else ["scene-0103"]
     if precision == "fp16":
         graph = at("fp16")
@@ -413,7 +413,7 @@ def test_wrong_arguments_are_one_line(tmp_path: Path) -> None:
 
 
 def test_frames_are_spread_over_the_drives_and_have_a_camera(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = InputSpec.of(config())
+    spec = config().spec
     write_tiny(tmp_path / "drives")
     shutil.rmtree(tmp_path / "drives" / "samples" / "CAM_FRONT")
     front = calibrate.Drives(tmp_path / "drives", "v1.0-tiny").inputs(spec)
@@ -435,7 +435,7 @@ def test_frames_are_spread_over_the_drives_and_have_a_camera(tmp_path: Path, mon
 def test_a_network_with_a_memory_is_calibrated_on_clips(tmp_path: Path) -> None:
     """Keyframes half a second apart, the frames before each, and how the vehicle moved between them."""
     write_tiny(tmp_path)
-    spec = replace(InputSpec.of(config()), memory=Limits(seconds=1.2, speed=70.0))
+    spec = replace(config().spec, memory=Limits(seconds=1.2, speed=70.0))
     clips = [*calibrate.Drives(tmp_path, "v1.0-tiny").inputs(spec).values()]
     assert [[float(frame["elapsed"][0]) for frame in clip] for clip in clips] == [[0.0], [0.0, 0.5], [0.0, 0.5, 0.5]]
     for frame in clips[2][1:]:

@@ -60,7 +60,7 @@ from perception.grid import BevGrid
 from perception.model import PerceptionModel
 from perception.modules.computation.prompt import Prompt
 from perception.predict import TorchPredictor
-from perception.sensors.inputs import InputSpec, no_sensors, prepare
+from perception.sensors.inputs import no_sensors, prepare
 from perception.tasks import parse_tasks, tasks_of
 from perception.tasks.task import part_of, to_prediction
 
@@ -399,7 +399,7 @@ def test_anchors_perceive_what_torch_does(tables: NuScenesTables, tmp_path: Path
 def test_prompt_that_would_have_to_fold_for_several_sizes_is_refused() -> None:
     model, config = load_model(anchored("pyramid"))
     model.bank.add(Prompt.Options(name="dry", slots=("heads.detection.classes",), size=4))
-    inputs = prepare(synthetic_frame("lidar", RIG), InputSpec.of(config))
+    inputs = prepare(synthetic_frame("lidar", RIG), config.spec)
     tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
     with torch.no_grad():
         model.predict(tensors)  # without a fold each map has its own

@@ -20,14 +20,13 @@ from perception.frame import Frame
 from perception.model import PerceptionModel
 from perception.predict import TorchPredictor
 from perception.rig import Rig, load_rig
-from perception.sensors.inputs import InputSpec
 from perception.simulate.simulate import simulate
 from perception.tasks.detection.devkit import compare
 
 VERSION, SWEEPS = "v1.0-sim", 2
 RIG = load_rig("shuttle")
 CONFIG = small_config().model_copy(update={"rig": RIG})
-SPEC = InputSpec.of(CONFIG)
+SPEC = CONFIG.spec
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from perception.mmdet3d.install import import_mmdet3d
+from perception.mmdet3d.foreign import import_mmdet3d
 
 import_mmdet3d()
 

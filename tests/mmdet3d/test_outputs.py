@@ -23,7 +23,7 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Frame
 from perception.model import PerceptionModel
 from perception.predict import TorchPredictor
-from perception.sensors.inputs import InputSpec, prepare
+from perception.sensors.inputs import prepare
 from perception.tasks.task import part_of
 from perception.training.loader import batch_labels
 
@@ -51,7 +51,7 @@ def frame(nuscenes_root: Path) -> Frame:
 
 @torch.no_grad()
 def maps_of(model: PerceptionModel, frame: Frame) -> Maps:
-    inputs = {name: torch.from_numpy(array) for name, array in prepare(frame, InputSpec.of(model.config)).items()}
+    inputs = {name: torch.from_numpy(array) for name, array in prepare(frame, model.config.spec).items()}
     return part_of("detection", model(inputs))
 
 

@@ -15,7 +15,7 @@ from perception.config import load_config
 from perception.frame import Frame
 from perception.mmdet3d.importing import import_pointpillars
 from perception.predict import TorchPredictor
-from perception.sensors.inputs import InputSpec, prepare, without_padding
+from perception.sensors.inputs import prepare, without_padding
 from perception.tasks.detection.anchor_head import AnchorHead
 
 CONFIG = ROOT / "configs" / "kitti" / "pointpillars.yaml"
@@ -28,7 +28,7 @@ def test_maps_are_those_of_mmdet3d(tmp_path: Path) -> None:
     ours, network = import_pointpillars(CONFIG, tmp_path / "weights.safetensors", tmp_path / "run")
     assert ours.taxonomy.class_names == CLASSES
     frame = Frame("made", 0, "ego", np.eye(4), np.eye(4), cameras={}, **keyframe(kitti_points()))
-    inputs = without_padding(prepare(frame, InputSpec.of(ours)))
+    inputs = without_padding(prepare(frame, ours.spec))
     with torch.no_grad():
         dense = network({name: torch.from_numpy(array) for name, array in inputs.items()})
     stored = outputs("kitti")

@@ -27,7 +27,7 @@ from perception.mmdet3d.checkpoint import read_config
 from perception.mmdet3d.importing import import_checkpoint
 from perception.mmdet3d.second import sweep_step
 from perception.predict import TorchPredictor
-from perception.sensors.inputs import InputSpec, prepare
+from perception.sensors.inputs import prepare
 from perception.sensors.lidar.pillars import group
 from perception.tasks.detection.targets import REGRESSION
 from perception.tasks.task import part_of
@@ -134,7 +134,7 @@ def test_maps_are_those_of_mmdet3d(runs: dict[str, Path], network: str) -> None:
 
 
 def inputs_of(config: Config) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(array) for name, array in prepare(FRAME, InputSpec.of(config)).items()}
+    return {name: torch.from_numpy(array) for name, array in prepare(FRAME, config.spec).items()}
 
 
 @pytest.mark.parametrize("network", ["centerpoint", "fpn", "secfpn"])

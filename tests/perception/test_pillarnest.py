@@ -21,11 +21,12 @@ from deploy.precision.convert import to_half
 from deploy.precision.quantise import CPU, TENSORRT, activations, quantisable, quantise
 from deploy.targets import find_target
 from perception.bev.trunks import ConvNextBlock, ConvNextTrunk
-from perception.config import Config, Trunk, parse_config
+from perception.config import Config, parse_config
 from perception.frame import Boxes, Conditions
 from perception.grid import BevGrid
 from perception.model import PerceptionModel
-from perception.sensors.inputs import InputSpec, prepare
+from perception.parts import Trunk
+from perception.sensors.inputs import prepare
 from perception.tasks.detection.config import DetectionHead, IouScore
 from perception.tasks.detection.targets import center_labels, iou_3d, iou_loss
 
@@ -51,7 +52,7 @@ SMALL = {
 
 
 CONFIG = parse_config(SMALL, "small")
-INPUTS = prepare(synthetic_frame("lidar", RIG, seed=3), InputSpec.of(CONFIG))
+INPUTS = prepare(synthetic_frame("lidar", RIG, seed=3), CONFIG.spec)
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ from vocabulary import RIG
 
 from deploy.bundle import ENGINES, Bundle, EngineRecord, write_bundle
 from deploy.export import export
-from deploy.golden import Arrays, GoldenFrame, clear_detections, synthetic_frame
+from deploy.golden import GoldenFrame, clear_detections, synthetic_frame
 from deploy.integrity import SUMS, SUMS_SIGNATURE, sha256
 from deploy.manifest import Manifest, contract_of
 from deploy.onnx_export import to_onnx
@@ -36,9 +36,9 @@ from deploy.tolerances import Precision
 from deploy.trust import Release, Trust
 from perception.checkpoint import save
 from perception.config import Config, find_config, load_config, parse_config
-from perception.frame import Frame, Prediction
+from perception.frame import Arrays, Frame, Prediction
 from perception.model import PerceptionModel
-from perception.sensors.inputs import InputSpec, prepare
+from perception.sensors.inputs import prepare
 from perception.tasks.task import part_of
 
 QUIET = Console(quiet=True)
@@ -96,7 +96,7 @@ def save_random(run: Path, config: Config, seed: int = 0, spread: float = 0.05) 
                 module.momentum = 1.0  # take over the statistics of the next batch
                 if not module.weight.any():  # timm begins with residual branches that add nothing
                     module.weight.fill_(0.2)
-        inputs = prepare(synthetic_frame("ego", RIG, seed=7), InputSpec.of(config))
+        inputs = prepare(synthetic_frame("ego", RIG, seed=7), config.spec)
         model.train().forward({name: torch.from_numpy(array) for name, array in inputs.items()})
         for name, parameter in model.named_parameters():
             if "computations" in name:  # modules begin as the identity; these shall matter

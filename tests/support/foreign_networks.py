@@ -11,8 +11,8 @@ from infos import MMDET3D_CLASSES
 from torch import Tensor, nn
 from vocabulary import CLASSES
 
+from perception.mmdet3d.foreign import import_mmdet3d
 from perception.mmdet3d.importing import import_checkpoint
-from perception.mmdet3d.install import import_mmdet3d
 
 CONFIGS = Path(import_mmdet3d().__file__ or "").parent / ".mim" / "configs"
 

@@ -25,7 +25,7 @@ from deploy.precision.quantise import CPU, TENSORRT, Ranges, activations, quanti
 from deploy.tolerances import Precision
 from perception.config import parse_config
 from perception.model import PerceptionModel
-from perception.sensors.inputs import InputSpec, prepare
+from perception.sensors.inputs import prepare
 
 OUTPUTS = (*(f"detection/{name}" for name in ("boxes", "scores", "labels", "attributes")), "map/probabilities")
 MODULES = [
@@ -43,7 +43,7 @@ def network() -> PerceptionModel:
 
 @cache
 def _frame(seed: int) -> Arrays:
-    return prepare(synthetic_frame("ego", RIG, seed), InputSpec.of(config()))
+    return prepare(synthetic_frame("ego", RIG, seed), config().spec)
 
 
 def frame(seed: int, kind: str = "folded") -> Arrays:

@@ -23,7 +23,7 @@ from perception.modules.routing.fixed import make_fixed_routes
 from perception.modules.routing.learned import LearnedRouter
 from perception.modules.slot import Slot
 from perception.modules.spec import LearnedRouting, Module, computation_classes, parse_module
-from perception.sensors.inputs import InputSpec, prepare
+from perception.sensors.inputs import prepare
 from perception.tasks import TASKS, tasks_of
 from perception.tasks.task import Task
 from perception.training.loader import Batch
@@ -62,7 +62,7 @@ def tasks() -> dict[str, Task[Any]]:
 @cache
 def inputs(*seeds: int) -> dict[str, Tensor]:
     """A batch with one frame for each seed."""
-    frames = [prepare(synthetic_frame("ego", RIG, seed), InputSpec.of(config())) for seed in seeds]
+    frames = [prepare(synthetic_frame("ego", RIG, seed), config().spec) for seed in seeds]
     return {name: torch.cat([torch.from_numpy(frame[name]) for frame in frames]) for name in frames[0]}
 
 
@@ -228,7 +228,7 @@ def little(
 
 
 def frame_inputs(model: PerceptionModel, *seeds: int) -> dict[str, Tensor]:
-    frames = [prepare(synthetic_frame("ego", RIG, seed=seed), InputSpec.of(model.config)) for seed in seeds]
+    frames = [prepare(synthetic_frame("ego", RIG, seed=seed), model.config.spec) for seed in seeds]
     return {name: torch.from_numpy(np.concatenate([f[name] for f in frames])) for name in frames[0]}
 
 
@@ -272,7 +272,7 @@ def anchored_run(neck: str, modular: bool = False) -> Path:
     out = folder() / f"run-anchored-{neck}-{modular}"
     torch.manual_seed(0)
     model = PerceptionModel(anchored_config(neck, [RAIN] if modular else None))
-    inputs = prepare(synthetic_frame("lidar", RIG, seed=7), InputSpec.of(model.config))
+    inputs = prepare(synthetic_frame("lidar", RIG, seed=7), model.config.spec)
     dense = settle_statistics(model, {name: torch.from_numpy(array) for name, array in inputs.items()})
     with torch.no_grad():
         for name, deviation in {"classes": 1.0, "boxes": 0.2, "directions": 1.0}.items():

@@ -17,14 +17,15 @@ from deploy.recordings.drives import open_drives
 from deploy.recordings.latest import Readings
 from deploy.recordings.messages import CorruptMessage
 from deploy.recordings.topics import Topics, default_topics
-from perception.config import CameraBranch, Lidar, find_config, load_config
+from perception.config import find_config, load_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Frame
 from perception.grid import BevGrid, Reference
+from perception.parts import CameraBranch, Lidar
 from perception.sensors.inputs import InputSpec
 
 __all__ = ["STORAGES", "TINY", "TYPES", "Message", "messages"]
-SPEC = InputSpec.of(load_config(find_config("tiny")))
+SPEC = load_config(find_config("tiny")).spec
 STORAGES = {"file": "drive.mcap", "sqlite3": "drive_sqlite3", "mcap": "drive_mcap"}
 TINY = "scene-0001"
 

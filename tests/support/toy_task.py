@@ -10,13 +10,14 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from perception.frame import Frame
+from perception.frame import Arrays, Frame
 from perception.grid import BevGrid
+from perception.loss import Loss
 from perception.modules.slot import Slot
 from perception.tasks.drawing import Layer, PointLayer, RasterLayer, VoxelLayer
 from perception.tasks.metric import Counts, GateMetric, Metric, Score, Weights
-from perception.tasks.network import Loss, TaskNetwork
-from perception.tasks.task import Arrays, Memory, Output, Task, TaskConfig
+from perception.tasks.network import TaskNetwork
+from perception.tasks.task import Memory, Output, Task, TaskConfig
 
 BANDS = ("low", "middle", "high")
 COLOURS = ("#ff0000", "#00ff00", "#0000ff")

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
-from deploy.recordings.ros_types import make, quaternion, vector
+from deploy.recordings.ros_types import AVAILABILITY, LABELS, make, quaternion, vector
 from perception.frame import Boxes
 from perception.geometry import quaternions
 from perception.tasks.detection.submission import MOVING_SPEED
 from perception.tasks.detection.tracker import Tracks
-from perception.taxonomy import RosClass, Taxonomy
+from perception.taxonomy import Taxonomy
 
-LABELS = {name: label for label, name in enumerate(get_args(RosClass))}  # of ObjectClassification
-AVAILABILITY = {"none": 0, "half": 1, "full": 2}  # heading of a class -> orientation_availability
 _AUTOWARE = "autoware_perception_msgs/msg"
 _BOX = 0  # Shape.BOUNDING_BOX
 _NOTHING = np.zeros(36)  # a covariance that is unknown, as in sensor_msgs/Imu

@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 from scipy.spatial import cKDTree
 
+from perception.datasets.files import MCU
 from perception.datasets.sweeps import is_measurement
-from perception.evaluation.corrupt import MCU
 from perception.frame import Frame
 from perception.rig import CameraLimits, LidarLimits
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perception.config import CameraBranch, Depth, Image
 from perception.errors import InputError
+from perception.loss import Loss
 from perception.modules.slot import ConvBlock, Slot, add_slots
+from perception.parts import CameraBranch, Depth, Image
 from perception.sensors.camera.pretrained import picture_backbone
-from perception.tasks.network import Loss
 
 
 class LensDepth(nn.Module):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perception.config import CameraBranch
 from perception.grid import BevGrid
+from perception.parts import CameraBranch
 
 
 class Lift(nn.Module):

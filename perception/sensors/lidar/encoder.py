@@ -9,9 +9,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from perception.config import Lidar
 from perception.grid import BevGrid
 from perception.modules.slot import Slot
+from perception.parts import Lidar
 
 
 class _Encoder(nn.Module):

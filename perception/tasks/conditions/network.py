@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perception.errors import InputError
+from perception.loss import Loss
 from perception.sensors.camera.pretrained import PACKAGED, load_packaged, picture_backbone
 from perception.tasks.conditions.fitting import (
     Fitted,
@@ -23,7 +24,7 @@ from perception.tasks.conditions.fitting import (
     folds_of_drives,
     transfer,
 )
-from perception.tasks.network import FittedNetwork, Loss
+from perception.tasks.network import FittedNetwork
 
 STAGES = (1, 2, 3)  # timm feature levels, at strides 4, 8 and 16
 WIDTH = 256  # pixels; wider pictures are reduced by a whole factor

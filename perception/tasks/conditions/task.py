@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from perception.datasets.keyframes import Recording
-from perception.frame import Frame
+from perception.frame import Arrays, Frame
 from perception.grid import BevGrid
 from perception.tasks.metric import Counts, Metric, Score, Weights, mean_known
-from perception.tasks.task import Arrays, Evidence, Output, Task, TaskConfig
+from perception.tasks.task import Evidence, Output, Task, TaskConfig
 from perception.taxonomy import Taxonomy
 
 if TYPE_CHECKING:

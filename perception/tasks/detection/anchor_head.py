@@ -13,10 +13,11 @@ from torch.nn import functional as F
 
 from perception.frame import Boxes
 from perception.grid import BevGrid
+from perception.loss import Loss
 from perception.modules.slot import Slot
 from perception.tasks.detection.center_head import by_speed
 from perception.tasks.detection.config import AnchorHead as AnchorHeadConfig
-from perception.tasks.network import Loss, TaskNetwork
+from perception.tasks.network import TaskNetwork
 from perception.taxonomy import Taxonomy
 
 # Positions of anchors.

@@ -13,11 +13,12 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from perception.grid import BevGrid
+from perception.loss import Loss
 from perception.modules.slot import ConvBlock, Slot
 from perception.tasks.detection.config import DetectionHead, Heatmap, IouScore, heatmaps_of, map_name
 from perception.tasks.detection.submission import MOVING_SPEED
 from perception.tasks.detection.targets import AXIS, REGRESSION, along_axis, center_losses, iou_loss
-from perception.tasks.network import Loss, TaskNetwork
+from perception.tasks.network import TaskNetwork
 from perception.taxonomy import Taxonomy
 
 

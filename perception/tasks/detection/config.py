@@ -9,12 +9,11 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from perception.frame import Boxes
-from perception.io.section import Positive, Section, Share
+from perception.io.section import Positive, Section, Share, Weight
 from perception.tasks.drawing import COUNTED_SCORE
 from perception.tasks.task import TaskConfig
 from perception.taxonomy import Taxonomy
 
-Weight = Annotated[float, Field(ge=0)]
 Subcells = Literal[1, 2, 4]
 _NARROW = 1.0  # m
 
@@ -27,9 +26,8 @@ class Suppression(Section):
     high: tuple[float, float, float] | None = Field(default=None, strict=False)  # m
     kind: Literal["circle", "rotated"]  # NMS by distance of centres or by rotated IoU
     within: Literal["group", "class"] = "group"  # which boxes suppress each other
-    radii: tuple[float, ...] = Field(
-        default=(), strict=False
-    )  # m, distance for each group or class, for circle; of classes by default half their shorter mean side
+    # m, distance for each group or class, for circle; of classes by default half their shorter mean side.
+    radii: tuple[float, ...] = Field(default=(), strict=False)
     overlap: Share = 0.2  # IoU threshold, for rotated
     most: Positive | None = 83  # maximum number of boxes of a group or class
     total: Positive | None = None  # maximum number of boxes of all
@@ -96,12 +94,10 @@ class ScoreThresholds(Section):
     """Lowest scores of detections that are published and that confirm tracks; the names are Autoware's."""
 
     default: Share = COUNTED_SCORE  # of the classes without an entry
-    upper_bounds: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        default=(), strict=False
-    )  # m from the reference in the ground plane; the last range has no end, so that N bounds make N ranges
-    thresholds: dict[str, Annotated[tuple[Share, ...], Field(strict=False)]] = Field(
-        default={}
-    )  # class -> a threshold for each range
+    # m from the reference in the ground plane; the last range has no end, so that N bounds make N ranges.
+    upper_bounds: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(), strict=False)
+    # Class -> a threshold for each range.
+    thresholds: dict[str, Annotated[tuple[Share, ...], Field(strict=False)]] = Field(default={})
 
     @model_validator(mode="after")
     def _require_ranges(self) -> ScoreThresholds:
@@ -132,9 +128,8 @@ class DetectionHead(TaskConfig):
     """The head of CenterPoint or, with `anchors`, that of SECOND."""
 
     channels: Positive = 64
-    groups: tuple[Annotated[tuple[str, ...], Field(strict=False, min_length=1)], ...] = Field(
-        default=(), strict=False
-    )  # classes that share regression branches and top_k, in the order of the taxonomy; empty: one group of all
+    # Classes that share regression branches and top_k, in the order of the taxonomy; empty: one group of all.
+    groups: tuple[Annotated[tuple[str, ...], Field(strict=False, min_length=1)], ...] = Field(default=(), strict=False)
     # Heatmap cells along each side of a cell of the trunk, for small objects in crowds: of these classes, or of all
     # that are narrower than 1 m.
     subcells: Subcells | dict[str, Subcells] = 1

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from perception.frame import Boxes
 from perception.grid import BevGrid
+from perception.loss import Loss
 from perception.tasks.detection.config import DetectionHead, Heatmap, Weights, heatmaps_of, map_name
-from perception.tasks.network import Loss
 
 REGRESSION = {
     "offset": 2,  # of the centre from the cell's corner, in cells

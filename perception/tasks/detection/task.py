@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from perception.frame import Boxes, Frame
+from perception.frame import Arrays, Boxes, Frame
 from perception.grid import BevGrid
 from perception.tasks.detection.columns import BoxColumns, match
 from perception.tasks.detection.config import DetectionHead, ScoreThresholds
@@ -19,7 +19,7 @@ from perception.tasks.detection.nms import non_maximum_suppression
 from perception.tasks.detection.submission import SubmissionWriter
 from perception.tasks.detection.tracker import Tracker, Tracks
 from perception.tasks.drawing import COUNTED_SCORE, LOWEST_SCORE, BoxLayer
-from perception.tasks.task import Arrays, Memory, Output, Task
+from perception.tasks.task import Memory, Output, Task
 from perception.taxonomy import Taxonomy
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from perception.loss import Loss
 from perception.modules.slot import ConvBlock, Slot
-from perception.tasks.network import Loss, TaskNetwork
+from perception.tasks.network import TaskNetwork
 
 
 class MapSegmentationHead(TaskNetwork):

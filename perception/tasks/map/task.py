@@ -6,19 +6,18 @@ import base64
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from pydantic import Field
 
 from perception.datasets.nuscenes.map_expansion import MapExpansion
-from perception.frame import Frame
+from perception.frame import Arrays, Frame
 from perception.grid import BevGrid
-from perception.io.section import Positive
+from perception.io.section import Positive, Weight
 from perception.tasks.drawing import RasterLayer
 from perception.tasks.map.memory import MapMemory
 from perception.tasks.metric import RING, Counts, GateMetric, Recorded, RingMetric, Score, Subject, Unmeasured, Weights
-from perception.tasks.task import Arrays, Output, Task, TaskConfig
+from perception.tasks.task import Output, Task, TaskConfig
 from perception.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -175,7 +174,7 @@ class MapMetric(RingMetric[np.ndarray]):
 
 class MapHead(TaskConfig):
     channels: Positive = 64
-    weight: Annotated[float, Field(ge=0)] = 4.0  # of the loss, a mean over cells, to sums over objects
+    weight: Weight = 4.0  # of the loss, a mean over cells, to sums over objects
 
     def require_taxonomy(self, taxonomy: Taxonomy) -> None:
         if not taxonomy.map_layers:

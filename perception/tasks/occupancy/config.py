@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from perception.grid import BevGrid, Reference, VoxelGrid, occupancy_classes
-from perception.io.section import Positive, Section
+from perception.io.section import Positive, Range, Section, Weight
 from perception.tasks.task import TaskConfig
 from perception.taxonomy import Metres, Name, Taxonomy
 
@@ -74,10 +74,6 @@ def _as_integer(number: float) -> int | None:
     return nearest if abs(number - nearest) < _ROUNDING and (nearest or abs(number) < _ROUNDING) else None
 
 
-Weight = Annotated[float, Field(ge=0)]
-Range = Annotated[tuple[float, float], Field(strict=False)]  # m, from and to
-
-
 class OccupancyLosses(Section):
     """Weights of the loss terms; 0 omits a term."""
 
@@ -90,7 +86,7 @@ class OccupancyLosses(Section):
 
 class OccupancyHead(TaskConfig):
     names_points: ClassVar[bool] = True
-    x: Range = (-40.0, 40.0)
+    x: Range = (-40.0, 40.0)  # m
     y: Range = (-40.0, 40.0)
     z: Range = (-1.0, 5.4)
     cell: Metres = 0.4  # m, edge of a voxel along x and y

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perception.grid import OTHERS, BevGrid
+from perception.loss import Loss, lovasz_softmax
 from perception.modules.slot import ConvBlock, Slot
-from perception.tasks.network import Loss, TaskNetwork, lovasz_softmax
+from perception.tasks.network import TaskNetwork
 from perception.tasks.occupancy.config import OccupancyHead, Placement, Sampling
 from perception.tasks.occupancy.labels import UNKNOWN
 from perception.tasks.occupancy.rays import OCCUPIED, body_levels, make_free_rays

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from perception.frame import Boxes, Frame
+from perception.frame import Arrays, Boxes, Frame
 from perception.grid import BevGrid, Occupancy, VoxelGrid, occupancy_classes
 from perception.tasks.drawing import COUNTED_SCORE, Layer, VoxelLayer
 from perception.tasks.occupancy.config import OccupancyHead
@@ -28,7 +28,7 @@ from perception.tasks.occupancy.obstacles import (
 )
 from perception.tasks.occupancy.rays import OCCUPIED, body_levels
 from perception.tasks.occupancy.result import LEVELS, OccupancyResult, levels_of, probabilities_of
-from perception.tasks.task import Arrays, Output, Task
+from perception.tasks.task import Output, Task
 from perception.taxonomy import Taxonomy
 
 if TYPE_CHECKING:

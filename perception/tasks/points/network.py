@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perception.grid import BevGrid
+from perception.loss import Loss, lovasz_softmax
 from perception.modules.slot import ConvBlock, Slot
-from perception.tasks.network import Loss, PointFeatures, TaskNetwork, lovasz_softmax
+from perception.tasks.network import PointFeatures, TaskNetwork
 
 _OWN = 7  # features of a point itself
 

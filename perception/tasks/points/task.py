@@ -11,9 +11,9 @@ import numpy as np
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from perception.datasets.keyframes import AnnotatedPoints
-from perception.frame import Frame
+from perception.frame import Arrays, Frame
 from perception.grid import BevGrid
-from perception.io.section import Positive
+from perception.io.section import Positive, Weight
 from perception.tasks.drawing import PointLayer
 from perception.tasks.metric import (
     RING,
@@ -27,7 +27,7 @@ from perception.tasks.metric import (
     Weights,
     mean_known,
 )
-from perception.tasks.task import Arrays, Output, Task, TaskConfig
+from perception.tasks.task import Output, Task, TaskConfig
 from perception.taxonomy import PointClass, Taxonomy, load_taxonomy
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ class PointsHead(TaskConfig):
     classes: tuple[PointClass, ...] = Field(default=(), strict=False)
     max_points: Positive = 40_000  # of the keyframe, the first ones; a sweep of nuScenes' LiDAR has 34,700
     channels: Positive = 32
-    weight: Annotated[float, Field(ge=0)] = 1.0  # of both losses
+    weight: Weight = 1.0  # of both losses
     class_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(default={})  # in the cross-entropy; others: 1
 
     @field_validator("classes", mode="before")

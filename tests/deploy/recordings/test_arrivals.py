@@ -26,9 +26,9 @@ from deploy.recordings.messages import Intrinsics, Picture, Transform
 from deploy.recordings.stamps import SILENT, Arrivals
 from deploy.recordings.topics import Topics
 from deploy.recordings.transforms import MOST_POSES, Transforms
-from perception.config import CameraBranch, Image, Lidar
 from perception.frame import Frame
 from perception.grid import BevGrid
+from perception.parts import CameraBranch, Image, Lidar
 from perception.scene.signals import SignalConfig
 from perception.sensors import inputs
 from perception.sensors.inputs import InputSpec, prepare

@@ -32,11 +32,11 @@ from deploy.recordings.drives import RecordedDrive
 from deploy.recordings.messages import CorruptMessage, Transform
 from deploy.recordings.topics import LidarTopic, Topics, load_topics
 from deploy.recordings.transforms import MOST_FRAMES, Transforms
-from perception.config import CameraBranch, Lidar
 from perception.datasets.sweeps import Motion, compensate
 from perception.frame import Frame
 from perception.geometry import quaternion, rotation_about
 from perception.grid import BevGrid
+from perception.parts import CameraBranch, Lidar
 from perception.rig import Rig
 from perception.sensors.inputs import InputSpec
 

@@ -11,9 +11,9 @@ from deploy.recordings.choice import FrameChoice
 from deploy.recordings.counts import Counts
 from deploy.recordings.latest import Readings
 from deploy.recordings.messages import Cloud, Content, Picture, Transform
-from perception.config import CameraBranch, Lidar
 from perception.frame import Frame
 from perception.grid import BevGrid
+from perception.parts import CameraBranch, Lidar
 from perception.sensors.inputs import InputSpec
 
 PERIOD, START, SWEEPS = 100_000, 1_700_000_000_000_000, 40  # us, us, number of them

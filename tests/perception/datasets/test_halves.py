@@ -12,7 +12,6 @@ from repository import ROOT
 from rich.console import Console
 from vocabulary import NUSCENES, RIG
 
-from perception.config import Lidar
 from perception.datasets.halves import TURNS, Halves
 from perception.datasets.keyframes import Keyframes, Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
@@ -21,6 +20,7 @@ from perception.evaluation.evaluate import evaluate
 from perception.frame import Frame, Prediction
 from perception.grid import BevGrid, Reference
 from perception.mmdet3d.importing import import_pointpillars
+from perception.parts import Lidar
 from perception.sensors.inputs import InputSpec
 
 SPEC = InputSpec(BevGrid((0.0, 60.0), (-60.0, 60.0)), Lidar(sweeps=0), None, RIG, truth=("boxes", "bicycle_racks"))

@@ -22,7 +22,6 @@ from perception.config import find_config, load_config
 from perception.datasets.sources import open_source
 from perception.errors import InputError
 from perception.io.unpickle import read_plain
-from perception.sensors.inputs import InputSpec
 
 PLAIN = {
     "numbers": [0, 255, 256, 65535, 65536, -1, 2**31, -(2**40), 1.5, float("inf"), True, None],
@@ -167,7 +166,7 @@ def test_data_sets_and_calibration_read_with_it(tmp_path: Path, monkeypatch: pyt
     canary, infos = tmp_path / "canary", tmp_path / "nuscenes_infos_val.pkl"
     monkeypatch.setenv("CANARY", str(canary))
     infos.write_bytes(pickle.dumps({"infos": system()}, 2))
-    spec = InputSpec.of(load_config(find_config("tiny")))
+    spec = load_config(find_config("tiny")).spec
     for read_infos in (lambda: open_source(infos, None), lambda: Drives(infos).inputs(spec)):
         with one_line_error(r"contains 'posix\.system'"):
             read_infos()

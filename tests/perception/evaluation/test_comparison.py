@@ -16,7 +16,6 @@ from rich.console import Console
 from scipy import stats
 from vocabulary import CLASSES, MAP_CLASSES, RIG
 
-from perception.config import Lidar
 from perception.datasets.keyframes import NO_SENSORS
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
@@ -26,6 +25,7 @@ from perception.evaluation.interval import LEAST_EFFECTIVE, effective_number, ja
 from perception.evaluation.report import REPORT
 from perception.frame import Boxes, Frame, Prediction
 from perception.grid import BevGrid
+from perception.parts import Lidar
 from perception.sensors.inputs import InputSpec
 from perception.tasks.detection.devkit import open_devkit, score_submission
 from perception.tasks.detection.metric import DetectionMetric

@@ -16,7 +16,6 @@ from pyquaternion import Quaternion
 from rich.console import Console
 from vocabulary import NUSCENES, RIG
 
-from perception.config import Lidar
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.map_expansion import MapExpansion
@@ -25,6 +24,7 @@ from perception.evaluation.evaluate import Breakdown, evaluate
 from perception.evaluation.report import REPORT
 from perception.frame import Boxes, Frame, Prediction
 from perception.grid import BevGrid
+from perception.parts import Lidar
 from perception.sensors.inputs import InputSpec
 from perception.tasks.detection.scores import RECALLS, THRESHOLDS
 

@@ -27,12 +27,12 @@ from pyquaternion import Quaternion
 from rich.console import Console
 from vocabulary import ATTRIBUTES, CLASSES, MAP_CLASSES, NUSCENES, RIG
 
-from perception.config import Lidar
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.evaluation.evaluate import evaluate
 from perception.frame import Boxes, Frame, Prediction
 from perception.grid import BevGrid
+from perception.parts import Lidar
 from perception.sensors.inputs import InputSpec
 from perception.tasks.detection.columns import BoxColumns, read_submission
 from perception.tasks.detection.devkit import DEVKITS, Devkit, compare, open_devkit, require_official, score_submission

@@ -22,7 +22,6 @@ from rich.console import Console
 from tiny import write_tiny
 from vocabulary import CAMERAS, CLASSES, MAP_CLASSES, NUSCENES, RIG
 
-from perception.config import CameraBranch, Lidar
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.errors import InputError
@@ -30,6 +29,7 @@ from perception.evaluation.evaluate import Breakdown, evaluate
 from perception.evaluation.robustness import CORRUPTIONS, apply_corruption, choose_corruptions, levels_of, robustness
 from perception.frame import Boxes, Frame, Prediction
 from perception.grid import BevGrid
+from perception.parts import CameraBranch, Lidar
 from perception.predict import TorchPredictor
 from perception.sensors.inputs import InputSpec
 from perception.tasks.detection.columns import BoxColumns, read_submission

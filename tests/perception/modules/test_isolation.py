@@ -15,7 +15,7 @@ from perception.config import parse_config
 from perception.frame import Conditions
 from perception.model import PerceptionModel
 from perception.modules.spec import parse_module
-from perception.sensors.inputs import InputSpec, prepare
+from perception.sensors.inputs import prepare
 from perception.tasks import TASKS
 from perception.tasks.task import part_of
 
@@ -30,7 +30,7 @@ REACHED = TASKS.keys() - {"conditions"}  # which is recognised from pictures, be
 
 @cache
 def inputs() -> dict[str, Tensor]:
-    arrays = prepare(synthetic_frame("ego", RIG, 0), replace(InputSpec.of(config()), points=POINTS))
+    arrays = prepare(synthetic_frame("ego", RIG, 0), replace(config().spec, points=POINTS))
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 

@@ -21,7 +21,7 @@ from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.engines.tensorrt import build_engine
 from deploy.onnx_export import to_onnx
 from deploy.targets import find_target
-from perception.config import Augment, CameraBranch, Config, Data, Depth, Image, parse_config
+from perception.config import Augment, Config, Data, parse_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Conditions
@@ -29,6 +29,7 @@ from perception.grid import BevGrid
 from perception.model import PerceptionModel, Trace
 from perception.modules.computation.weight_delta import LowRank
 from perception.modules.routing.fixed import make_fixed_routes, present
+from perception.parts import CameraBranch, Depth, Image
 from perception.sensors.camera.encoder import depth_loss, intrinsics
 from perception.sensors.camera.lift import Lift
 from perception.sensors.camera.picture import depth_labels

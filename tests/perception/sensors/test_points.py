@@ -19,13 +19,14 @@ from vocabulary import CAMERAS, CONDITIONS, RIG
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import differences, synthetic_frame
 from perception.checkpoint import load_model
-from perception.config import CameraBranch, Image, Lidar, load_config
+from perception.config import load_config
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.grid import BevGrid
 from perception.modules.bank import Bank
 from perception.modules.route import Route
 from perception.modules.spec import parse_module
+from perception.parts import CameraBranch, Image, Lidar
 from perception.sensors.camera.picture import fit_width, warp
 from perception.sensors.inputs import PILLARS, InputSpec, prepare, without_padding
 from perception.sensors.lidar.encoder import PillarEncoder
@@ -130,7 +131,7 @@ def test_fitting_keeps_the_bottom_and_the_edges_of_pixels_and_averages_all():
 
 
 def test_inputs_of_a_frame_and_of_one_with_missing_sensors(recorded_root):
-    tables, spec = NuScenesTables(recorded_root, "v1.0-tiny"), InputSpec.of(load_config(ROOT / "configs" / "tiny.yaml"))
+    tables, spec = NuScenesTables(recorded_root, "v1.0-tiny"), load_config(ROOT / "configs" / "tiny.yaml").spec
     frame = tables.frame(tables.samples()[1], Reads(sweeps=spec.sweeps))
     inputs = prepare(frame, spec)
     pillars, image = spec.lidar.max_pillars, Image(height=96, width=256)

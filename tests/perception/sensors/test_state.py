@@ -10,7 +10,6 @@ from scipy.spatial.transform import Rotation
 
 from perception.config import load_config
 from perception.modules.spec import ModuleUnion, parse_module
-from perception.sensors.inputs import InputSpec
 from perception.sensors.state import Limits, Moment, StateFrame, reset_reason, state_inputs
 
 LIMITS = Limits(seconds=1.0, speed=50.0)
@@ -125,6 +124,6 @@ def test_the_strictest_memory_of_a_network_sets_the_limits():
 def test_the_inputs_of_a_configuration_tell_of_its_memory(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text("name: a\nmodules: [{name: m, kind: memory, seconds: 0.7}]\n")
-    spec = InputSpec.of(load_config(path))
+    spec = load_config(path).spec
     assert spec.memory == (0.7, 70.0)
-    assert InputSpec.of(load_config(path, ["modules=[]"])) == replace(spec, memory=None)
+    assert load_config(path, ["modules=[]"]).spec == replace(spec, memory=None)

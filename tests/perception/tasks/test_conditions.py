@@ -16,7 +16,6 @@ from torch import Tensor
 from vocabulary import CONDITIONS, NUSCENES
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
-from deploy.golden import Arrays
 from deploy.onnx_export import run as run_torch
 from deploy.onnx_export import to_onnx
 from deploy.precision.convert import convert
@@ -25,13 +24,13 @@ from perception.config import parse_config
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.pandaset import PandaSet
-from perception.frame import Conditions, Frame
+from perception.frame import Arrays, Conditions, Frame
 from perception.model import PerceptionModel
 from perception.modules.routing.fixed import make_fixed_routes
 from perception.predict import TorchPredictor
 from perception.scene.belief import ConditionBelief
 from perception.scene.sources import load_sources
-from perception.sensors.inputs import InputSpec, prepare
+from perception.sensors.inputs import prepare
 from perception.tasks.conditions import fitting
 from perception.tasks.conditions.fitting import SHRINKAGE, Moments, Pictures, fit, fit_temperature, folds_of_drives
 from perception.tasks.conditions.network import ConditionsRecogniser, KindOfCondition
@@ -253,7 +252,7 @@ def test_without_pictures_or_with_black_ones_it_is_unknown(model: PerceptionMode
 
 def test_a_missing_picture_does_not_count(model: PerceptionModel, seen: list[Frame]) -> None:
     """Of a frame with three pictures it says what it says of those alone, as of a vehicle with three cameras."""
-    inputs = torch.from_numpy(prepare(seen[1], InputSpec.of(model.config))["images"])
+    inputs = torch.from_numpy(prepare(seen[1], model.config.spec)["images"])
     head: Any = model.head("conditions")
     with torch.no_grad():
         alone, dropped = head({"images": inputs[:, :3]}), inputs.clone()
@@ -283,7 +282,7 @@ def test_on_real_keyframes_nothing_is_wrong(model, recognising, nuscenes_root, p
 @pytest.fixture(scope="module")
 def recorded(model: PerceptionModel, seen: list[Frame]) -> list[tuple[Arrays, Arrays]]:
     """Inputs and torch's outputs: of both keyframes, and without pictures."""
-    inputs = [prepare(frame, InputSpec.of(model.config)) for frame in (*seen, replace(seen[0], cameras={}))]
+    inputs = [prepare(frame, model.config.spec) for frame in (*seen, replace(seen[0], cameras={}))]
     deployed = model.deployed()
     return [(each, run_torch(deployed, each)[0]) for each in inputs]
 

@@ -41,7 +41,7 @@ from perception.model import PerceptionModel
 from perception.modules.routing.fixed import SteeredRouter
 from perception.modules.spec import require_facts
 from perception.scene.scene import Scene
-from perception.sensors.inputs import InputSpec, prepare
+from perception.sensors.inputs import prepare
 from perception.tasks import TASKS, parse_tasks
 from perception.tasks.detection.task import DetectionTask
 from perception.tasks.network import PointFeatures
@@ -450,7 +450,7 @@ def test_a_module_for_a_task_in_rain_changes_nothing_else(name, runs, source, tm
 def test_the_graph_of_all_has_the_same_outputs_and_compiles(runs: dict[str, Path]) -> None:
     """Without a plugin; ONNX Runtime finds what torch finds, for any number of pillars, with and without points."""
     model = load_model(runs["toy"])[0].deployed()
-    spec = InputSpec.of(model.config)
+    spec = model.config.spec
     frames = [synthetic_frame("ego", RIG, seed) for seed in (0, 3, 4)]
     arrays, *others = (prepare(frame, spec) for frame in (*frames[:2], replace(frames[2], points=None)))
     names = [*model.predict({name: torch.from_numpy(array) for name, array in arrays.items()})]

@@ -18,7 +18,7 @@ from vocabulary import NUSCENES
 from perception.config import Augment
 from perception.frame import Frame
 from perception.grid import OTHERS, BevGrid, Occupancy, VoxelGrid
-from perception.tasks.network import lovasz_softmax
+from perception.loss import lovasz_softmax
 from perception.tasks.occupancy.config import OccupancyHead, Placement
 from perception.tasks.occupancy.labels import UNKNOWN, resample
 from perception.tasks.occupancy.memory import HALF_LIFE, PROBABILITIES

@@ -19,7 +19,7 @@ from vocabulary import NUSCENES, RIG
 from deploy.golden import GoldenFrame, differences
 from deploy.precision.measure import BOUNDS, LEAST, measure_tolerances
 from deploy.tolerances import Tolerances
-from perception.config import Lidar, parse_config
+from perception.config import parse_config
 from perception.datasets.keyframes import AnnotatedPoints, Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
@@ -27,6 +27,7 @@ from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.io.files import jsonable
 from perception.model import PerceptionModel
+from perception.parts import Lidar
 from perception.sensors.inputs import InputSpec, no_sensors, prepare
 from perception.tasks.metric import CountedFrames, Recorded, ReplayedFrames, Subject, Weights, mean_shares
 from perception.tasks.network import PointFeatures
@@ -102,7 +103,7 @@ def test_each_point_sees_the_features_around_it_at_the_trunks_stride() -> None:
     content["model"]["trunk"] |= {"stride": 2, "strides": [2, 1]}
     content["tasks"]["points"] = {"max_points": PLACES, "channels": 8}
     model = PerceptionModel(parse_config(content, "little")).eval()
-    frames = [prepare(street(seed), InputSpec.of(model.config)) for seed in (1, 2)]
+    frames = [prepare(street(seed), model.config.spec) for seed in (1, 2)]
     head: Any = model.heads["points"]
     torch.nn.init.normal_(head.cell.layer.weight, std=1000)  # so that the cells differ
     seen: list[PointFeatures] = []

@@ -26,7 +26,7 @@ from perception.modules.computation.channelwise import BatchNorm
 from perception.modules.computation.weight_delta import LowRank
 from perception.modules.routing.fixed import present
 from perception.modules.spec import parse_module
-from perception.sensors.inputs import InputSpec, prepare
+from perception.sensors.inputs import prepare
 from perception.training import optimize
 from perception.training.adapt import adapt, with_sensors
 from perception.training.combine import merge, recalibrate
@@ -258,7 +258,7 @@ def test_a_merged_module_has_the_statistics_of_frames_under_its_conditions(table
             variances[slot] += x[0].var(dim=(0, 2, 3))
 
         each.norm.register_forward_pre_hook(measure)
-    wet, spec = optimize.with_conditions(tables, tables.samples("all"), ["rain"]), InputSpec.of(model.config)
+    wet, spec = optimize.with_conditions(tables, tables.samples("all"), ["rain"]), model.config.spec
     for token in wet:
         inputs = prepare(tables.frame(token, Reads(spec.grid.reference, spec.sweeps)), spec)
         with torch.no_grad():
@@ -321,7 +321,7 @@ def test_a_camera_is_recalibrated_on_the_images_that_there_are(tables, trained):
             variances[slot] += x[0].var(dim=(0, 2, 3)) / 2
 
         norm.register_forward_pre_hook(measure)
-    spec = InputSpec.of(model.config)
+    spec = model.config.spec
     for token in tokens[:2]:
         given = batch_inputs([prepare(Lossy().frame(token, spec.reads), spec)])
         there = [name not in lost[token] for name in spec.rig.sensors.cameras]

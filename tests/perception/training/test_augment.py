@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from made_up import keyframe, paint_frame, spot_of
 from vocabulary import RIG
 
-from perception.config import Augment, CameraBranch, Image
+from perception.config import Augment
 from perception.frame import PER_POINT, Boxes, Frame
 from perception.grid import BevGrid
+from perception.parts import CameraBranch, Image
 from perception.sensors.camera.picture import fit_width
 from perception.sensors.inputs import InputSpec, prepare
 from perception.training.augment import draw_image_affine, draw_similarity, shuffle_points

@@ -16,13 +16,14 @@ from networks import assert_same, disturb, small
 from torch import Tensor
 
 from perception.checkpoint import load_model
-from perception.config import Augment, CameraBranch, Config, Image, parse_config
+from perception.config import Augment, Config, parse_config
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
 from perception.frame import Conditions, Prediction
 from perception.model import PerceptionModel, batch_inputs
+from perception.parts import CameraBranch, Image
 from perception.predict import TorchPredictor
-from perception.sensors.inputs import InputSpec, prepare
+from perception.sensors.inputs import prepare
 from perception.sensors.state import Limits, Moment, state_inputs
 from perception.tasks.task import to_prediction
 from perception.training.augment import Augmentation
@@ -65,7 +66,7 @@ def inputs_of(clip: Sample | Batch) -> list[Any]:
 
 def test_samples_are_clips_of_keyframes_that_end_with_each_keyframe_once_per_epoch(tables):
     config = plain(batch=2, steps=30)
-    dataset, spec = FrameDataset(tables, tables.samples("all"), config), InputSpec.of(config)
+    dataset, spec = FrameDataset(tables, tables.samples("all"), config), config.spec
     lengths, drives = [], {scene: tables.samples(None, [scene]) for scene in tables.scenes()}
     for epoch in range(2):
         positions = range(epoch * dataset.epoch_length, (epoch + 1) * dataset.epoch_length)
@@ -317,7 +318,7 @@ def assert_equal(found: Prediction, expected: Prediction) -> None:
 @pytest.mark.parametrize("batch", [1, 4])
 def test_a_predictor_carries_the_state_through_each_drive(tables, batch):
     network = learned(plain())
-    predictor, reads, tokens = TorchPredictor(network, batch), InputSpec.of(network.config).reads, tables.samples("all")
+    predictor, reads, tokens = TorchPredictor(network, batch), network.config.spec.reads, tables.samples("all")
     predicted = {frame.token: found for frame, found in predictor.predictions(tables, reads, tokens)}
     assert [*predicted] == tokens
     changed = 0
@@ -342,7 +343,7 @@ def test_a_frame_that_sees_nothing_leaves_the_state_for_the_next_one(tables):
     """It has the state itself."""
     predictor, drive = TorchPredictor(learned(plain())), tables.samples(None, tables.scenes()[:1])
     blind = lambda frame: frame.without_points() if frame.token == drive[1] else frame  # noqa: E731
-    reads = InputSpec.of(plain()).reads._replace(change=blind)
+    reads = plain().spec.reads._replace(change=blind)
     seen = {frame.token: found for frame, found in predictor.predictions(tables, reads, drive)}
     for left_out, equal in ((drive[1], True), (drive[0], False)):
         left = [token for token in drive if token != left_out]
