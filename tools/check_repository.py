@@ -11,7 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from graphlib import CycleError, TopologicalSorter
 from itertools import chain
 from pathlib import Path
@@ -43,8 +43,7 @@ DISTRIBUTIONS = {
 # What must not be imported on the vehicle, and what begins there.
 ABSENT = ["torch", "torchvision", "timm", "onnx", "onnxscript", "accelerate"]
 WORKSHOP = {
-    *(f"deploy.{name}" for name in ("demo", "export", "onnx_export", "plan")),
-    *("deploy.precision", "deploy.street"),
+    *(f"deploy.{name}" for name in ("commands.demo", "export", "onnx_export", "plan", "precision", "street")),
 }
 # Imported late, in functions that the vehicle does not call: training, export, and the official splits.
 LATE_WORKSHOP = {
@@ -98,10 +97,20 @@ def layers() -> Iterator[str]:
                 yield f"{ours[name]}: imports {other}; perception imports nothing of deploy"
             if other.startswith("perception.training.") and name.split(".")[1] not in TRAINS:
                 yield f"{ours[name]}: imports {other}; what only predicts needs no training"
-    try:
-        TopologicalSorter(arrows).prepare()
-    except CycleError as error:
-        yield f"modules import each other: {' -> '.join(error.args[1])}"
+    yield from circles(arrows)
+
+
+def circles(arrows: Mapping[str, Set[str]]) -> Iterator[str]:
+    """Modules that import each other, in functions or for types too; and folders of perception and deploy that do."""
+    rooms: dict[str, set[str]] = {}
+    for name, others in arrows.items():
+        room = ".".join(name.split(".")[:2])  # a folder, or a file beside the folders
+        rooms.setdefault(room, set()).update({".".join(other.split(".")[:2]) for other in others} - {room})
+    for what, graph in (("modules", arrows), ("folders", rooms)):
+        try:
+            TopologicalSorter(graph).prepare()
+        except CycleError as error:
+            yield f"{what} import each other: {' -> '.join(error.args[1][::-1])}"
 
 
 def vehicle() -> list[str]:
@@ -112,7 +121,7 @@ def vehicle() -> list[str]:
         *("perception.frame", "perception.grid", "perception.scene.scene", "perception.sensors.inputs"),
         *("perception.sensors.lidar.pillars", "perception.tasks.task"),
         *("perception.datasets.nuscenes.dataset", "perception.datasets.nuscenes.map_expansion"),
-        *(f"perception.tasks.detection.{name}" for name in ("task", "submission", "tracker", "devkit")),
+        *sorted(name for name in modules() if re.fullmatch(r"perception\.tasks\.\w+\.task", name)),
         *own,
     ]
 

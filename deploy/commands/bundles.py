@@ -230,7 +230,7 @@ def demo(
 ) -> None:
     """Simulate, train, evaluate, export, compile and replay, in minutes, ending in a report to open."""
     keep_memory()
-    from deploy.demo import FULL, QUICK
-    from deploy.demo import demo as run
+    from deploy.commands.demo import FULL, QUICK
+    from deploy.commands.demo import demo as run
 
     run(out or Path("runs", "quick" if quick else "demo"), QUICK if quick else FULL)

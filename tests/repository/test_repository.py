@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from check_repository import ABSENT, vehicle
+from check_repository import ABSENT, circles, layers, vehicle
 from commands import perception, python, refuses
 from exported import bundle
 from repository import ROOT
@@ -41,6 +41,29 @@ def test_a_defect_of_the_program_is_no_failed_verdict(monkeypatch, capsys, tmp_p
     line = f"perception: ZeroDivisionError: by zero; this is a defect of the program, please report it with {file}\n"
     assert (ended.value.code, capsys.readouterr().err) == (70, line)
     assert "in defect" in file.read_text()
+
+
+# ----- who imports whom -----
+
+
+def test_imports_between_modules_and_between_folders_go_one_way() -> None:
+    assert [*layers()] == []
+
+
+@pytest.mark.parametrize(
+    "arrows",
+    [
+        {"perception.rig": {"perception.frame"}, "perception.frame": {"perception.rig"}},
+        {"perception.a.one": {"perception.b.one"}, "perception.b.two": {"perception.a.two"}},
+        {
+            "perception.a.one": {"perception.b"},
+            "perception.b": {"perception.c.one"},
+            "perception.c.two": {"perception.a"},
+        },
+    ],
+)
+def test_a_circle_of_files_or_folders_is_found(arrows: dict[str, set[str]]) -> None:
+    assert [*circles(arrows)]
 
 
 # ----- the vehicle's side -----

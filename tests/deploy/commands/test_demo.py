@@ -5,7 +5,7 @@ from pathlib import Path
 
 from commands import refuses
 
-from deploy.demo import SUMMARY, WRITTEN, clear
+from deploy.commands.demo import SUMMARY, WRITTEN, clear
 
 
 def filled(folder: Path, *names: str) -> dict[Path, bytes]:
