@@ -13,9 +13,9 @@ namespace tessera {
 class EngineState {
    public:
     virtual ~EngineState() = default;
-    virtual void swap() = 0;   // after a run: back to what it was before
-    virtual void clear() = 0;  // zeros
-    virtual void read(Array &into) const = 0;
+    virtual void swap() = 0;                   // after a run: back to what it was before
+    virtual void clear() = 0;                  // zeros
+    virtual void read(Array &into) const = 0;  // of its shape
 };
 
 class Engine {

@@ -19,28 +19,24 @@ void call(Function function, Arguments... arguments) {
 
 class PluginState : public EngineState {
    public:
-    PluginState(const Table &table, tessera_network *network, const Shape &shape) : table_(table), shape_(shape) {
+    PluginState(const Table &table, tessera_network *network) : table_(table) {
         call(table.new_state, network, &state);
     }
     ~PluginState() override { table_.free_state(state); }
     void swap() override { table_.swap(state); }
     void clear() override { call(table_.clear, state); }
-    void read(Array &into) const override {
-        into.resize(shape_);
-        call(table_.read, state, into.data<float>());
-    }
+    void read(Array &into) const override { call(table_.read, state, into.data<float>()); }
 
     tessera_state *state = nullptr;
 
    private:
     const Table &table_;
-    const Shape shape_;
 };
 
 class PluginEngine : public Engine {
    public:
     PluginEngine(const Table &table, const Manifest &manifest, const Plan &plan)
-        : table_(table), state_(manifest.state) {
+        : table_(table), has_state_(manifest.state) {
         const auto describe = [](const TensorInfo &info) {
             const Shape &shape = info.shape;
             return tessera_tensor{info.name.c_str(), info.type, static_cast<int32_t>(shape.size()), shape.data()};
@@ -70,7 +66,7 @@ class PluginEngine : public Engine {
     ~PluginEngine() override { table_.close(network_); }
 
     std::unique_ptr<EngineState> new_state() override {
-        return state_ ? std::make_unique<PluginState>(table_, network_, state_->shape) : nullptr;
+        return has_state_ ? std::make_unique<PluginState>(table_, network_) : nullptr;
     }
 
     const Arrays &run(const Arrays &inputs, EngineState *state) override {
@@ -82,7 +78,7 @@ class PluginEngine : public Engine {
 
    private:
     const Table &table_;
-    const std::optional<StateInfo> state_;
+    const bool has_state_;
     tessera_network *network_ = nullptr;
     std::vector<std::string> names_;   // of the inputs
     std::vector<const void *> given_;  // their arrays in a run

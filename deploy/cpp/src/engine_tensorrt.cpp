@@ -7,7 +7,6 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
-#include <array>
 #include <cstdio>
 #include <map>
 #include <memory>
@@ -37,33 +36,25 @@ constexpr const char *kCompiler = "tensorrt ";
 
 // Name and version of the library that is here, such as "tensorrt 10.3.0".
 const char *compiler() {
-    static const auto name = [] {
-        const int version = getInferLibVersion();
-        std::array<char, 64> name{};
-        std::snprintf(name.data(), name.size(), "%s%d.%d.%d", kCompiler, version / 10000, version / 100 % 100,
-                      version % 100);
-        return name;
+    static char name[64];
+    [[maybe_unused]] static const int length = [version = getInferLibVersion()] {
+        const int major = version / 10000, minor = version / 100 % 100;
+        return std::snprintf(name, sizeof name, "%s%d.%d.%d", kCompiler, major, minor, version % 100);
     }();
-    return name.data();
+    return name;
 }
 
 void check(cudaError_t code, const char *call) {
     if (code) throw refused("CUDA: ", call, " gives ", cudaGetErrorName(code), " (", cudaGetErrorString(code), ")");
 }
 
-// Clears the latest error, which a later call would report again. Returns whether another one follows: then the
-// process's CUDA context is lost.
-bool is_lost() {
-    cudaGetLastError();
-    const cudaError_t code = cudaDeviceSynchronize();
-    return code && code != cudaErrorNoDevice && code != cudaErrorInsufficientDriver;  // these: there was no context
-}
-
-// No exception leaves a function of the table.
-template <typename Body>
-tessera_status guarded(char *error, const Body &body) {
+// Runs `body` on the device of an engine or a state, if there is one: CUDA's current device is of each thread. No
+// exception leaves it.
+template <typename Handle, typename Body>
+tessera_status guarded(const Handle *handle, char *error, const Body &body) {
     tessera_status status = TESSERA_FAILED;
     try {
+        if (handle) check(cudaSetDevice(handle->device), "cudaSetDevice");
         return body(), TESSERA_OK;
     } catch (const Error &caught) {
         status = caught.status;
@@ -71,16 +62,10 @@ tessera_status guarded(char *error, const Body &body) {
     } catch (...) {
         std::snprintf(error, TESSERA_ENGINE_ERROR, "no memory left");  // nothing else throws
     }
-    return is_lost() ? TESSERA_LOST : status;
-}
-
-// The same on the device of an engine or a state: CUDA's current device is of each thread.
-template <typename Handle, typename Body>
-tessera_status guarded_on(const Handle *handle, char *error, const Body &body) {
-    return guarded(error, [&] {
-        check(cudaSetDevice(handle->device), "cudaSetDevice");
-        body();
-    });
+    cudaGetLastError();  // else a later call would report it again
+    const cudaError_t next = cudaDeviceSynchronize();
+    if (next == cudaErrorNoDevice || next == cudaErrorInsufficientDriver) return status;  // there was no context
+    return next ? TESSERA_LOST : status;
 }
 
 // Keeps the latest errors, which the calls themselves do not return. TensorRT may log from threads of its own.
@@ -89,8 +74,7 @@ class Log : public nvinfer1::ILogger {
     void log(Severity severity, const char *message) noexcept override {
         if (severity > Severity::kERROR) return;
         const std::lock_guard<std::mutex> lock(mutex_);
-        std::istringstream words(message);  // in one line
-        for (std::string word; words >> word;) errors_ += (errors_.empty() ? "" : " ") + word;
+        errors_.append(errors_.empty() ? "" : " ").append(message);
         if (errors_.size() > kMost) errors_.erase(0, errors_.size() - kMost);
     }
     std::string errors() const {
@@ -161,6 +145,7 @@ class DeviceState final : public tessera_state {
     DeviceState(size_t bytes, const Stream &stream) : stream_(stream), buffers_{{bytes, stream}, {bytes, stream}} {
         check(cudaGetDevice(&device), "cudaGetDevice");
     }
+    ~DeviceState() { cudaSetDevice(device); }  // before its memory is freed
     void clear() {
         check(cudaMemsetAsync(latest().device(), 0, latest().bytes, stream_.get()), "cudaMemsetAsync");
         wait(stream_);
@@ -223,6 +208,8 @@ class TensorRtEngine final : public tessera_network {
         if (plan.state) state_bytes_ = require(*plan.state, kState, input);
         graph_ = prepare(plan.state ? new_state().get() : nullptr);
     }
+
+    ~TensorRtEngine() { cudaSetDevice(device); }  // before all of it is freed
 
     std::unique_ptr<DeviceState> new_state() const { return std::make_unique<DeviceState>(state_bytes_, stream_); }
 
@@ -340,32 +327,26 @@ extern "C" const tessera_engine_table *tessera_engine() {
         TESSERA_ENGINE_VERSION,
         compiler(),
         [](const tessera_plan *plan, tessera_network **network, char *error) {
-            return guarded(error, [&] { *network = new TensorRtEngine(*plan); });
+            return guarded<tessera_network>(nullptr, error, [&] { *network = new TensorRtEngine(*plan); });
         },
-        [](tessera_network *network) {
-            cudaSetDevice(network->device);
-            delete static_cast<TensorRtEngine *>(network);
-        },
+        [](tessera_network *network) { delete static_cast<TensorRtEngine *>(network); },
         [](tessera_network *network, const void *const *inputs, void *const *outputs, tessera_state *state,
            char *error) {
-            return guarded_on(network, error, [&] {
+            return guarded(network, error, [&] {
                 static_cast<TensorRtEngine *>(network)->run(inputs, outputs, static_cast<DeviceState *>(state));
             });
         },
         [](tessera_network *network, tessera_state **state, char *error) {
-            return guarded_on(network, error,
-                              [&] { *state = static_cast<TensorRtEngine *>(network)->new_state().release(); });
+            return guarded(network, error,
+                           [&] { *state = static_cast<TensorRtEngine *>(network)->new_state().release(); });
         },
-        [](tessera_state *state) {
-            cudaSetDevice(state->device);
-            delete static_cast<DeviceState *>(state);
-        },
+        [](tessera_state *state) { delete static_cast<DeviceState *>(state); },
         [](tessera_state *state, char *error) {
-            return guarded_on(state, error, [&] { static_cast<DeviceState *>(state)->clear(); });
+            return guarded(state, error, [&] { static_cast<DeviceState *>(state)->clear(); });
         },
         [](tessera_state *state) { static_cast<DeviceState *>(state)->swap(); },
         [](tessera_state *state, float *values, char *error) {
-            return guarded_on(state, error, [&] { static_cast<DeviceState *>(state)->read(values); });
+            return guarded(state, error, [&] { static_cast<DeviceState *>(state)->read(values); });
         }};
     return &table;
 }
