@@ -299,7 +299,7 @@ def differences(expected: Arrays, actual: Arrays, allowed: Tolerances, compared:
         chosen = clear_detections(mine, ranked.score.each) if compared is None else compared[task]
         problems += ranked_differences(mine, other, ranked, chosen)
     for name, channels in allowed.dense.items():
-        found = dense_spreads(expected[name], actual[name])
+        found = dense_spreads(expected[name], actual[name], allowed.scales.get(name, 1.0))
         for (channel, most), off in zip(channels.items(), found, strict=True):
             if off.each > most.each:
                 problems.append(f"{name} is off by {off.each:.2g} ({channel})")
@@ -316,14 +316,14 @@ def differences(expected: Arrays, actual: Arrays, allowed: Tolerances, compared:
     return problems
 
 
-def dense_spreads(expected: np.ndarray, actual: np.ndarray) -> list[Spread]:
-    """The largest and the mean difference of each channel of an output (B, channels, ...).
+def dense_spreads(expected: np.ndarray, actual: np.ndarray, scale: float) -> list[Spread]:
+    """The largest and the mean difference of each channel of an output (B, channels, ...) of this `Output.scale`.
 
-    The mean is signed, so that rounding errors cancel, and relative to the channel's mean size plus 0.001, so that it
-    is small for a class that is nowhere. It is 0 for an output without cells.
+    The mean is signed, so that rounding errors cancel, and relative to the channel's mean size plus a thousandth of the
+    scale, so that it is small for a class that is nowhere. It is 0 for an output without cells.
     """
     off = (actual.astype(np.float64) - expected).swapaxes(0, 1).reshape(expected.shape[1], -1)
-    size = np.abs(expected).swapaxes(0, 1).reshape(off.shape).mean(axis=1, dtype=np.float64) + 1e-3
+    size = np.abs(expected).swapaxes(0, 1).reshape(off.shape).mean(axis=1, dtype=np.float64) + 1e-3 * scale
     mean = np.abs(off.mean(axis=1)) / size if expected.ndim > 2 else np.zeros(len(off))
     return [Spread(each=a, mean=b) for a, b in zip(np.abs(off).max(axis=1).tolist(), mean.tolist(), strict=True)]
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import AwareDatetime, ValidationError
+from pydantic import AwareDatetime, Field, ValidationError
 
 from deploy import golden, state
 from deploy.integrity import Content
@@ -26,6 +26,7 @@ from perception.sensors.camera import picture
 from perception.sensors.inputs import PRESENCE, InputSpec
 from perception.sensors.state import RIGID, Limits
 from perception.tasks import TaskConfigs, counted_truth, point_places, tasks_of
+from perception.tasks.outputs import Output
 from perception.tasks.task import Task
 from perception.taxonomy import Taxonomy
 
@@ -147,13 +148,13 @@ def contract_of(
     return {
         "preprocessing": Preprocessing.of(spec),
         "steering": Steering(sensors=sensors, values=values),
-        "postprocessing": {name: task.postprocessing() for name, task in tasks.items()},
+        "results": {name: tuple(task.outputs) for name, task in tasks.items()},
         "golden": GoldenRules(),
     }
 
 
 # A reader of schema N reads N - 1, too: what schema N adds has a default, and what it no longer needs stays allowed.
-OLDEST, SCHEMA = 13, 13
+OLDEST, SCHEMA = 13, 14
 MANIFEST = "manifest.json"
 
 
@@ -249,7 +250,8 @@ class Manifest(NetworkFacts):
     tasks: TaskConfigs
     preprocessing: Preprocessing
     steering: Steering
-    postprocessing: dict[str, dict[str, Any]]  # by task, see `Task.postprocessing`
+    results: dict[str, tuple[Output, ...]] | None = None  # by task; None: a bundle of schema 13
+    postprocessing: Any = Field(default=None, exclude=True)  # of schema 13, instead of `results`
     golden: GoldenRules
     modules: tuple[str, ...]  # of the checkpoint
     apart: tuple[str, ...] = ()  # other routes, each with its own bundle in routes/
@@ -335,7 +337,7 @@ def _require_contract(file: Path, manifest: Manifest) -> None:
     """Raise InputError unless this software computes what the manifest tells any runtime to compute."""
     own = contract_of(manifest.spec, manifest.heads, [each.name for each in manifest.inputs], manifest.taxonomy)
     for name, section in own.items():
-        if getattr(manifest, name) != section:
+        if getattr(manifest, name) != section and not (name == "results" and manifest.schema_version == OLDEST):
             raise InputError(f"{file}: {name}: is not that of this version; export the bundle again, with this version")
 
 

@@ -11,6 +11,7 @@ from perception.io.section import Section, Share
 
 Precision = Literal["fp32", "fp16", "int8"]
 Size = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 REMEDY = "export the bundle again"
 
 
@@ -41,6 +42,7 @@ class Tolerances(Section):
 
     ranked: dict[str, Ranked]  # by task
     dense: dict[str, dict[str, Spread]]  # by output and channel; mean: share of the channel's mean
+    scales: dict[str, Positive] = Field(default={})  # by output: `Output.scale`, where it is not 1
     labels: dict[str, Share] = Field(default={})  # by output of class indices: share of the elements that may differ
     state: Size | None = None  # of a network with a memory: as of `golden.state_difference`
 

@@ -220,7 +220,7 @@ def convert(
         for name, task in tasks.items()
         if task.reads != "trunk"
         for each in task.outputs
-        if not each.labels
+        if each.kind != "labels"
     ]
     # The distance from the training data weighs features by how little they vary, so rounded ones are far from it.
     exact = [f"{part}.{name}" for name, task in tasks.items() if task.reads == "inputs" for part in ("heads", "added")]

@@ -29,22 +29,24 @@ from perception.errors import InputError
 from perception.frame import Arrays
 from perception.io.section import Section, Share
 from perception.modules.spec import NEXT_STATE
-from perception.tasks.task import Output, Task, part_of
+from perception.tasks.outputs import Kind, Output
+from perception.tasks.task import Task, part_of
 
 
 class Bounds(Section):
     """The least or the largest tolerances of any network."""
 
     ranked: Ranked
-    cells: Spread  # of a dense output with cells, in probability
-    unsteady: Size  # of a dense output that is not `steady`, in probability
+    cells: Spread  # of a raster, in its `scale`
+    unsteady: Size  # of a raster or value that is not `steady`, in its `scale`
     labels: Share  # of an output of class indices
 
     def dense(self, output: Output) -> Spread:
-        """Bounds for each channel of a dense output."""
-        if output.steady and output.cells:
-            return self.cells
-        return Spread(each=self.ranked.score.each if output.steady else self.unsteady, mean=0)
+        """Bounds for each channel of a raster or a value."""
+        if output.steady and output.kind == "raster":
+            return Spread(each=self.cells.each * output.scale, mean=self.cells.mean)
+        each = self.ranked.score.each if output.steady else self.unsteady
+        return Spread(each=each * output.scale, mean=0)
 
     @property
     def state(self) -> float:
@@ -56,25 +58,25 @@ class Bounds(Section):
         return Tolerances(
             ranked={name: self.ranked for name, task in tasks.items() if task.ranked},
             dense={
-                name: dict.fromkeys(output.channels, self.dense(output))
-                for name, output in dense_outputs(tasks).items()
+                name: dict.fromkeys(output.names, self.dense(output))
+                for name, output in outputs_of(tasks, "raster", "value").items()
             },
-            labels={name: self.labels if out.cells else 1.0 for name, out in label_outputs(tasks).items()},
+            scales=scales_of(tasks),
+            labels={name: self.labels if out.cells else 1.0 for name, out in outputs_of(tasks, "labels").items()},
             state=self.state if remembers else None,
         )
 
 
-def dense_outputs(tasks: Mapping[str, Task[Any]]) -> dict[str, Output]:
-    return {name: output for name, output in _unranked_outputs(tasks).items() if not output.labels}
+def outputs_of(tasks: Mapping[str, Task[Any]], *kinds: Kind) -> dict[str, Output]:
+    """TASK/NAME -> the output, of those of these kinds."""
+    every = ((name, output) for name, task in tasks.items() for output in task.outputs)
+    return {f"{name}/{output.name}": output for name, output in every if output.kind in kinds}
 
 
-def label_outputs(tasks: Mapping[str, Task[Any]]) -> dict[str, Output]:
-    return {name: output for name, output in _unranked_outputs(tasks).items() if output.labels}
-
-
-def _unranked_outputs(tasks: Mapping[str, Task[Any]]) -> dict[str, Output]:
-    every = ((name, task, output) for name, task in tasks.items() for output in task.outputs)
-    return {f"{name}/{output.name}": output for name, task, output in every if not task.ranked}
+def scales_of(tasks: Mapping[str, Task[Any]]) -> dict[str, float]:
+    """TASK/NAME -> `Output.scale` where it is not 1."""
+    every = outputs_of(tasks, "raster", "value").items()
+    return {name: output.scale for name, output in every if output.scale != 1}
 
 
 def _bounds(
@@ -244,8 +246,12 @@ def measure_tolerances(measured: Sequence[Measured], precision: Precision, tasks
     """Return `MARGIN` times the largest single difference, and the mean difference plus `ERRORS` standard errors."""
     tolerances = Tolerances(
         ranked={name: _make_ranked(measured, precision, name) for name, task in tasks.items() if task.ranked},
-        dense={name: _dense(measured, precision, name, output) for name, output in dense_outputs(tasks).items()},
-        labels={name: _labels(measured, name) for name in label_outputs(tasks)},
+        dense={
+            name: _dense(measured, precision, name, output)
+            for name, output in outputs_of(tasks, "raster", "value").items()
+        },
+        scales=scales_of(tasks),
+        labels={name: _labels(measured, name) for name in outputs_of(tasks, "labels")},
         state=_state(measured),
     )
     require_bounded(tolerances, precision, tasks)
@@ -300,13 +306,16 @@ def _make_ranked(measured: Sequence[Measured], precision: Precision, task: str) 
 def _dense(measured: Sequence[Measured], precision: Precision, name: str, output: Output) -> dict[str, Spread]:
     """Spread of each channel. Its mean is at least the average over the channels, as it may be small by chance."""
     least, bound = LEAST.dense(output), BOUNDS[precision].dense(output)
-    found = [dense_spreads(frame.outputs[name], other[name]) for frame, others in measured for other in others]
+    step = output.scale * float(np.finfo(np.float16).eps) if precision == "fp16" else 0.0  # between two numbers
+    least = least.model_copy(update={"each": max(least.each, step)})
+    pairs = [(frame.outputs[name], other[name]) for frame, others in measured for other in others]
+    found = [dense_spreads(expected, actual, output.scale) for expected, actual in pairs]
     largest = [_largest(each) for each in zip(*found, strict=True)]
     usual = sum(each.mean for each in largest) / max(1, len(largest))
     spreads = [_round_spread(MARGIN * each.each, MARGIN * max(each.mean, usual)) for each in largest]
     if not output.steady:
         spreads = [each.model_copy(update={"each": min(each.each, bound.each)}) for each in spreads]
-    return {channel: _largest([each, least]) for channel, each in zip(output.channels, spreads, strict=True)}
+    return {channel: _largest([each, least]) for channel, each in zip(output.names, spreads, strict=True)}
 
 
 def _labels(measured: Sequence[Measured], name: str) -> float:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
@@ -18,6 +17,7 @@ from perception.frame import Arrays, Boxes, Frame, Prediction
 from perception.grid import BevGrid
 from perception.io.section import Section
 from perception.tasks.metric import Metric, Result
+from perception.tasks.outputs import Output, decode
 from perception.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -60,22 +60,6 @@ class TaskConfig(Section):
             raise ValueError("reads one feature map, a trunk with `pyramid` gives one for each stage")
 
 
-@dataclass(frozen=True)
-class Output:
-    """An output of a task's network; its tensor is called TASK/NAME.
-
-    Engines differ in labels where two classes are nearly equally probable. A label that depends on many cells differs
-    whenever one of them is near its threshold, so the share that may differ is measured, but has no bound.
-    """
-
-    name: str
-    unit: str
-    channels: tuple[str, ...] = ()  # names along the second dimension of dense probabilities (B, channels, ...)
-    cells: bool = True  # dense with dimensions after the channels, or labels with a value for each cell or point
-    steady: bool = True  # engines in INT8 may be compared on frames unlike the training data, not the calibration's
-    labels: bool = False  # indices of classes, or values taken from a table by a threshold
-
-
 class Task(ABC, Generic[Result]):
     """A task of a model, with the configuration of its head, on the grid of the trunk's outputs."""
 
@@ -83,12 +67,10 @@ class Task(ABC, Generic[Result]):
     Config: ClassVar[type[TaskConfig]]
     # Features after the trunk, these and the points of the keyframe, or the sensors' data.
     reads: ClassVar[Literal["trunk", "points", "inputs"]] = "trunk"
-    ranked: ClassVar[bool] = False  # outputs are lists of detections: boxes, scores, labels, attributes
     truth: ClassVar[Sequence[str]] = ()  # kinds of `Frame.truth` that its labels are made of
     metric: type[Metric[Any]]
     files: ClassVar[Mapping[str, str]] = {}  # files of the task in a replay: content -> file name
     submitted: ClassVar[str | None] = None  # file that `submission` writes
-    instead_of_non_finite: ClassVar[Mapping[str, float]] = {}  # output -> what replaces its NaN and infinite values
     outputs: Sequence[Output]
 
     def __init__(self, config: Any, grid: BevGrid, taxonomy: Taxonomy) -> None:
@@ -113,13 +95,18 @@ class Task(ABC, Generic[Result]):
         """Whether a keyframe has labels for training this head alone; reads no file of it."""
         return all(map(recording.exists, self.truth))
 
-    @abstractmethod
-    def result(self, outputs: Arrays) -> Result:
-        """The decoded outputs of one frame, from the network's outputs without the batch dimension."""
+    @property
+    def ranked(self) -> bool:
+        """Whether its outputs are a list of detections."""
+        return any(each.kind == "boxes" for each in self.outputs)
 
-    def postprocessing(self) -> dict[str, Any]:
-        """What `result` depends on beside the outputs, for runtimes in other languages; settled, and JSON."""
-        return {}
+    def result(self, outputs: Arrays) -> Result:
+        """The result of one frame, from the network's outputs without the batch dimension."""
+        return self.from_arrays(decode(self.outputs, outputs)[0])
+
+    @abstractmethod
+    def from_arrays(self, arrays: Arrays) -> Result:
+        """The result of one frame, from its arrays as `decode` makes them."""
 
     def memory(self) -> Memory[Result] | None:
         """A memory for one drive; None if the task has none."""
@@ -161,18 +148,6 @@ class Task(ABC, Generic[Result]):
     def arrays(result: Any) -> dict[str, np.ndarray]:
         """A result as runtimes in other languages give it (docs/bundle_format.md), for a golden frame's file."""
         return {"values": np.asarray(result)}
-
-    def drop_non_finite(self, outputs: Arrays) -> tuple[Arrays, Mapping[str, int]]:
-        """The outputs of one frame for `result`, some with `instead_of_non_finite`; output -> number of NaN or infinite
-        values."""
-        finite = {name: np.isfinite(values) for name, values in outputs.items()}
-        counts = {name: int(np.count_nonzero(~known)) for name, known in finite.items() if not known.all()}
-        replaced = {
-            name: np.where(finite[name], outputs[name], instead).astype(outputs[name].dtype)
-            for name, instead in self.instead_of_non_finite.items()
-            if name in counts
-        }
-        return {**outputs, **replaced} if replaced else outputs, counts
 
 
 class FrameWriter(Protocol):
@@ -229,7 +204,7 @@ def to_prediction(tasks: Mapping[str, Task[Any]], outputs: Mapping[str, np.ndarr
     results, not_finite = {}, {}
     for name, task in tasks.items():
         own = {key: values[0] for key, values in part_of(name, outputs).items()}
-        finite, counts = task.drop_non_finite(own)
-        results[name] = task.result(finite)
+        arrays, counts = decode(task.outputs, own)
+        results[name] = task.from_arrays(arrays)
         not_finite.update({f"{name}/{key}": count for key, count in counts.items()})
     return Prediction(results, not_finite)

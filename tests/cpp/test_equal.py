@@ -15,7 +15,7 @@ import pytest
 import tessera_runtime as native
 from both_runtimes import MODULES, compare, drive, every_task, require_equal, rotated, write_frames
 from commands import without_ci
-from exported import QUIET, add_route, apart, bundle, checkpoint_of, modular, nano, remembering
+from exported import QUIET, add_route, apart, bundle, checkpoint_of, modular, nano, remembering, reseal
 from mmdet3d_networks import trained_kitti
 from once import once
 from recorded_engine import TARGET, add_recorded_plan, golden_runs
@@ -68,6 +68,22 @@ def with_other_tasks() -> Bundle:
     return Bundle.load(once("cpp-other-tasks", make))
 
 
+SCHEMA_13 = {"map": {}, "points": {"none": 255}, "occupancy": {"levels": 253}}  # its `postprocessing`
+
+
+def of_schema_13() -> Bundle:
+    """Every task, described as before results had kinds."""
+
+    def describe(content: dict[str, Any]) -> None:
+        (boxes, *_), taxonomy = content["results"].pop("detection"), content["taxonomy"]
+        nms = {"suppression": boxes["suppression"], "velocity": boxes["velocity"]}
+        doubts = {"kinds": taxonomy["conditions"], "limit": content["results"]["conditions"][0]["doubt"][1]}
+        content |= {"schema_version": 13, "postprocessing": {**SCHEMA_13, "detection": nms, "conditions": doubts}}
+        del content["results"], content["tolerances"]["scales"]
+
+    return Bundle.load(once("cpp-schema-13", lambda out: reseal(copytree(every_task().path, out), describe)))
+
+
 BUNDLES: dict[str, Callable[[], Bundle]] = {
     "memory": remembering,
     "rain": lambda: bundle("rain"),
@@ -75,6 +91,7 @@ BUNDLES: dict[str, Callable[[], Bundle]] = {
     "apart, with a module of one": apart_and_switched,
     "apart, with other tasks": with_other_tasks,
     "every task": every_task,
+    "every task, schema 13": of_schema_13,
     "rotated": rotated,
     "INT8": in_int8,
 }
@@ -244,7 +261,7 @@ def test_the_example_prints_the_detections_of_a_folder_of_frames(tmp_path: Path)
     assert not [*home.rglob("*onnxruntime*")]  # nothing to report of what it runs
     expected = []
     with native.Runtime(bundle("rain").path) as runtime:
-        names = runtime.describe()["class_names"]
+        (names,) = (each["names"] for each in runtime.describe()["results"] if each["name"] == "detection/labels")
         for frame in frames:
             arrays = runtime.step(replace(frame, scene="", sweep_of_point=0 * frame.sweep_of_point))
             rows = zip(*(arrays[f"detection/{name}"] for name in ("labels", "centers", "scores")), strict=True)

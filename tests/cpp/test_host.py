@@ -24,8 +24,7 @@ from deploy.bundle import Bundle
 from deploy.export import export
 from deploy.golden import synthetic_frame
 from perception.config import parse_config
-from perception.grid import occupancy_classes
-from perception.tasks.occupancy.config import OccupancyHead
+from perception.tasks.points.task import NONE
 
 BUILT = Path(os.environ[native.LIBRARY]).parent
 BAD_INPUT, FAILED = 3, 4  # tessera_status
@@ -132,26 +131,26 @@ def without_cameras() -> Bundle:
 def described(bundle: Bundle) -> dict[str, Any]:
     """What a host must know, by the Python package."""
     manifest, taxonomy = bundle.manifest, bundle.manifest.taxonomy
-    state, head, nowhere = manifest.state, manifest.tasks.get("occupancy"), (0.0, 0.0)
+    state, sweeps, nowhere = manifest.state, manifest.preprocessing.sweeps, (0.0, 0.0)
     none = {"x": nowhere, "y": nowhere, "z": nowhere, "cell": 0.0, "height": 0.0}
-    areas: dict[str, Any] = {"map": none, "occupancy": none}
-    if "map" in manifest.tasks:
-        grid = manifest.head_grid
-        areas["map"] = {"x": grid.x, "y": grid.y, "z": grid.z, "cell": grid.cell, "height": 0.0}
-    if isinstance(head, OccupancyHead):
-        voxels = head.voxels(manifest.grid.reference)
-        height = float(voxels.edges[2])
-        areas["occupancy"] = {"x": voxels.x, "y": voxels.y, "z": voxels.z, "cell": voxels.cell, "height": height}
-    sweeps = manifest.preprocessing.sweeps
+    results = [
+        {
+            "name": f"{name}/{out.name if out.kind == 'boxes' else out.result or out.name}", "kind": out.kind,
+            "unit": out.unit, "scale": out.scale, "names": out.names,
+            "area": none if out.area is None else out.area.model_dump(),
+        }
+        for name, task in manifest.heads.items()
+        for out in task.outputs
+        if out.result is not None
+    ]  # fmt: skip
     return {
         "name": manifest.name, "release": manifest.release, "reference": manifest.grid.reference,
         "sweeps": sweeps.most if sweeps else 0, "oldest": sweeps.oldest if sweeps else 0.0,
         "spacing": state.spacing if state else nowhere, "seconds": state.seconds if state else 0.0,
-        "speed": state.speed if state else 0.0, **areas, "cameras": bundle.spec.named_sensors.cameras,
-        "tasks": tuple(manifest.tasks), "class_names": taxonomy.class_names, "attributes": taxonomy.attributes,
-        "map_names": taxonomy.map_names, "point_names": taxonomy.point_names,
-        "occupancy_classes": occupancy_classes(taxonomy), "condition_values": taxonomy.condition_values,
-        "condition_kinds": tuple(map(taxonomy.kind_of, taxonomy.condition_values)),
+        "speed": state.speed if state else 0.0, "cameras": bundle.spec.named_sensors.cameras,
+        "condition_values": taxonomy.condition_values,
+        "condition_kinds": tuple(map(taxonomy.kind_of, taxonomy.condition_values)), "result_count": len(results),
+        "results": results,
     }  # fmt: skip
 
 
@@ -164,20 +163,18 @@ def test_a_bundle_tells_its_host_what_its_manifest_says(make: Callable[[], Bundl
         assert found == described(made)
         arrays = runtime.step(synthetic_frame("ego", made.manifest.rig))
         assert found == runtime.describe()
-        assert {name.split("/")[0] for name in arrays if "/" in name} - {"inputs", "outputs"} == {*found["tasks"]}
-        for name, area in (("map/probabilities", "map"), ("occupancy/classes", "occupancy")):
-            if name in arrays:
-                sides = {axis: found[area][axis][1] - found[area][axis][0] for axis in "xyz"}
-                edges = {"x": found[area]["cell"], "y": found[area]["cell"], "z": found[area]["height"]}
-                levels = len(found["map_names"]) if area == "map" else round(sides["z"] / edges["z"])
-                assert arrays[name].shape == (levels, *(round(sides[axis] / edges[axis]) for axis in "yx"))
-        for name, names in (
-            ("detection/labels", "class_names"), ("occupancy/classes", "occupancy_classes"),
-            ("detection/attributes", "attributes"),
-        ):  # fmt: skip
-            assert np.all(arrays.get(name, np.zeros(0)) < len(found[names]))
-        if "conditions" in found["tasks"]:
-            assert arrays["conditions/probabilities"].shape == (len(found["condition_values"]),)
+        for result in found["results"]:
+            kind, names, area = (result[key] for key in ("kind", "names", "area"))
+            array = arrays.get(result["name"], np.zeros(0))
+            assert result["name"] in arrays or result["name"] == "detection/boxes"
+            if area["cell"]:
+                sides = {axis: area[axis][1] - area[axis][0] for axis in "xyz"}
+                levels = round(sides["z"] / area["height"]) if area["height"] else len(names)
+                assert array.shape == (levels, *(round(sides[axis] / area["cell"]) for axis in "yx"))
+            if kind in ("boxes", "labels") and names:
+                assert np.all((array < len(names)) | (array == NONE))
+            elif kind == "value":
+                assert array.shape == (len(names),)
 
 
 def test_a_release_is_told_as_a_number_of_64_bits(tmp_path: Path) -> None:
@@ -211,10 +208,12 @@ def test_the_library_has_the_version_of_its_file() -> None:
 
 def test_a_manifest_without_names_is_refused(tmp_path: Path) -> None:
     for i, change in enumerate((
-        lambda content: content["taxonomy"].pop("classes"),
+        lambda content: content["results"]["detection"][2].update(names=[7]),
+        lambda content: content["results"]["map"][0].update(kind="volume"),
+        lambda content: content["results"]["map"][0]["area"].update(x=[0.0]),
+        lambda content: content["results"].update(map=7),
         lambda content: content["taxonomy"]["conditions"].update(weather=[7]),
         lambda content: content["preprocessing"]["sweeps"].update(oldest="1 s"),
-        lambda content: content.update(head_grid={"x": [0.0]}),
     )):  # fmt: skip
         path = reseal(copy_bundle(tmp_path / str(i)), change)
         with pytest.raises(native.Failure, match=r"manifest\.json.*export the bundle again"):

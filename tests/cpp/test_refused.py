@@ -183,7 +183,7 @@ REFUSED: dict[tuple[str, str], Damage] = {
     **{(name, "shorter"): file(name, cut(-1)) for name in ("manifest.json", SUMS, GRAPH, GOLDEN, MODULE)},
     **{("a path inside", repr(name)): naming(name) for name in OUT_OF_IT},
     **{("schema", repr(version)): sealed(lambda content, version=version: content.update(schema_version=version))
-       for version in (12, 14, "new", None, [1.5, True])},
+       for version in (12, 15, "new", None, [1.5, True])},
     **{(key, repr(value)): sealed(put(key, value)) for key, value in FIELDS},
     **{(key, "missing"): sealed(missing(key)) for key in ("golden", "inputs.1.dtype", "preprocessing.pillars.cell")},
     **{(name, "not in SHA256SUMS"): unnamed(name) for name in ("manifest.json", GRAPH, GOLDEN, MODULE)},
@@ -290,7 +290,7 @@ def test_another_route_that_is_not_there(named: str, damage: Damage, tmp_path: P
 @pytest.mark.parametrize(("key", "value"), [("kind", "square"), ("within", "frame")])
 def test_another_suppression(key: str, value: str, tmp_path: Path) -> None:
     path = copytree(every_task().path, tmp_path / "bundle")
-    refused(path, sealed(put(f"postprocessing.detection.suppression.{key}", value)), "postprocessing")
+    refused(path, sealed(put(f"results.detection.0.suppression.{key}", value)), "results")
 
 
 def without_batch(path: Path) -> None:

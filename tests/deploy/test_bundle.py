@@ -70,9 +70,9 @@ def test_manifest_describes_the_golden_frame_and_the_configuration() -> None:
 def test_another_schema_version_says_so_whatever_else_is_new(tmp_path: Path) -> None:
     file = copy_bundle(tmp_path / "bundle") / "manifest.json"
     content = {"news": 1} | json.loads(file.read_text()) | {"grid": None}
-    for version, remedy in ((14, "update this program, or export again with it"), (9, "export again"), ("new", "exp")):
+    for version, remedy in ((15, "update this program, or export again with it"), (9, "export again"), ("new", "exp")):
         file.write_text(json.dumps(content | {"schema_version": version}))
-        with one_line_error(at=f"{file}: this bundle is schema {version!r}, this version reads 13; {remedy}"):
+        with one_line_error(at=f"{file}: this bundle is schema {version!r}, this version reads 14; {remedy}"):
             Bundle.load(seal(file.parent))
     file.write_text(200_000 * "[")
     with one_line_error(at=f"{file}: "):
@@ -87,15 +87,15 @@ def test_the_next_schema_s_reader_reads_a_bundle_of_this_one(tmp_path: Path, mon
 
     path, known = copy_bundle(tmp_path / "bundle"), bundle().manifest
     monkeypatch.setattr(manifest, "Manifest", Next)
-    monkeypatch.setattr(manifest, "SCHEMA", 14)
+    monkeypatch.setattr(manifest, "SCHEMA", 15)
     found = Bundle.load(path).manifest
-    assert (found.schema_version, found.news, found.tasks) == (13, 7, known.tasks)
-    reseal(path, lambda content: content.update(schema_version=14, news=8))
+    assert (found.schema_version, found.news, found.tasks) == (14, 7, known.tasks)
+    reseal(path, lambda content: content.update(schema_version=15, news=8))
     assert Bundle.load(path).manifest.news == 8
     monkeypatch.undo()
-    with one_line_error(says="this bundle is schema 14, this version reads 13; update this program"):
+    with one_line_error(says="this bundle is schema 15, this version reads 14; update this program"):
         Bundle.load(path)
-    reseal(path, lambda content: content.update(schema_version=13))
+    reseal(path, lambda content: content.update(schema_version=14))
     with one_line_error(says="news: extra inputs are not permitted"):
         Bundle.load(path)
 
@@ -210,7 +210,7 @@ def test_what_is_verified_is_told_by_a_vehicle_too(tmp_path: Path) -> None:
     assert "inputs: pillar_points is not there, the manifest says float32 (1, 'pillars', 8, 5)" in done.stderr
     known = bundle("rain").manifest
     told = {
-        "manifest": "schema 13",
+        "manifest": "schema 14",
         "release": "0, without end",
         "signature": f"by the key {signer(key).id}",
         "files": f"6 files, {sum((path / name).stat().st_size for name in bundle('rain').files) / 1e6:.1f} MB: "

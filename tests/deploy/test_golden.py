@@ -346,7 +346,7 @@ def test_a_check_is_in_its_frames_latency_and_changes_nothing_of_the_drive() -> 
 
 
 INPUTS, PICTURE = "perception.sensors.inputs", "perception.sensors.camera.picture"
-DECODING = "perception.tasks.detection.task.DetectionTask.result"
+DECODING = "perception.tasks.detection.task.DetectionTask.from_arrays"
 
 
 def swapped(*keys: str) -> Change:
@@ -367,12 +367,12 @@ def wider_suppression(manifest: Any) -> None:
     manifest["tasks"]["detection"]["suppression"]["radii"] = radii
 
 
-def mirrored(task: DetectionTask, outputs: Arrays) -> Boxes:
-    found = DETECTED(task, outputs)
+def mirrored(task: DetectionTask, arrays: Arrays) -> Boxes:
+    found = DETECTED(task, arrays)
     return replace(found, centers=found.centers * [1, -1, 1])
 
 
-DETECTED = DetectionTask.result
+DETECTED = DetectionTask.from_arrays
 # In the manifest: an edit, with hashes made anew; in the software: what is instead of a function or a constant.
 SEAM: dict[str, tuple[str, str | Change, object]] = {
     "blue for red": ("images", f"{INPUTS}.warp", lambda picture, *to, into: warp(picture[..., ::-1].copy(), *to, into)),
@@ -521,7 +521,7 @@ def test_matching_equals_brute_force() -> None:
 def test_a_dense_output_is_compared_channel_by_channel_and_relative_to_its_size() -> None:
     """Of a class that is nearly nowhere the mean difference is a large share."""
     expected = np.stack([np.full((4, 4), 0.5), np.full((4, 4), 1e-4)])[None].astype(np.float32)
-    common, faint = dense_spreads(expected, expected + np.array([0.01, 2e-4]).reshape(1, 2, 1, 1))
+    common, faint = dense_spreads(expected, expected + np.array([0.01, 2e-4]).reshape(1, 2, 1, 1), 1.0)
     assert (common.each, common.mean) == pytest.approx((0.01, 0.01 / 0.501), rel=1e-5)
     assert (faint.each, faint.mean) == pytest.approx((2e-4, 2e-4 / 1.1e-3), rel=1e-5)
 

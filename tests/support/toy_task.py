@@ -17,7 +17,8 @@ from perception.modules.slot import Slot
 from perception.tasks.drawing import Layer, PointLayer, RasterLayer, VoxelLayer
 from perception.tasks.metric import Counts, GateMetric, Metric, Score, Weights
 from perception.tasks.network import TaskNetwork
-from perception.tasks.task import Memory, Output, Task, TaskConfig
+from perception.tasks.outputs import Output
+from perception.tasks.task import Memory, Task, TaskConfig
 
 BANDS = ("low", "middle", "high")
 COLOURS = ("#ff0000", "#00ff00", "#0000ff")
@@ -82,7 +83,7 @@ class Toy(Task[np.ndarray]):
     name = "toy"
     Config = TaskConfig
     metric = Accuracy
-    outputs = (Output("cells", "probability that a point lies there", BANDS),)
+    outputs = (Output(name="cells", kind="raster", unit="probability that a point lies there", names=BANDS),)
 
     def network(self, channels: int) -> TaskNetwork:
         return ToyHead(channels)
@@ -90,8 +91,8 @@ class Toy(Task[np.ndarray]):
     def labels(self, frame: Frame) -> dict[str, np.ndarray]:
         return {"cells": find_occupied(frame, self.grid)}
 
-    def result(self, outputs: Arrays) -> np.ndarray:
-        return np.asarray(outputs["cells"])
+    def from_arrays(self, arrays: Arrays) -> np.ndarray:
+        return arrays["cells"]
 
     def draw(self, frame: Frame, result: np.ndarray, state: np.ndarray) -> list[Layer]:
         """The cells; the keyframe's points by band; and a voxel in every cell and band that is likely occupied."""
@@ -124,3 +125,45 @@ class ToyHead(TaskNetwork):
         entropy = nn.functional.binary_cross_entropy_with_logits(dense["logits"], labels["cells"], reduction="none")
         each = entropy.mean(dim=(1, 2, 3))
         return {"cells": Loss(each, torch.ones_like(each))}
+
+
+class Gauge(Task[Mapping[str, np.ndarray]]):
+    """Numbers near 200 of the frame and of its cells, and the index of the highest of a cell; each is a result."""
+
+    name = "gauge"
+    Config = TaskConfig
+    metric = Accuracy
+    outputs = (
+        Output(name="reading", kind="value", unit="m", names=("length", "width"), scale=200),
+        Output(name="field", kind="raster", unit="m", names=BANDS, scale=200),
+        Output(name="highest", kind="labels", unit="index of the highest", names=BANDS),
+    )
+
+    def network(self, channels: int) -> TaskNetwork:
+        return GaugeHead(channels)
+
+    def labels(self, frame: Frame) -> dict[str, np.ndarray]:
+        return {}
+
+    def from_arrays(self, arrays: Arrays) -> Arrays:
+        return arrays
+
+    @staticmethod
+    def arrays(result: Arrays) -> dict[str, np.ndarray]:
+        return dict(result)
+
+
+class GaugeHead(TaskNetwork):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.last = Slot("heads.gauge.output", nn.Conv2d(channels, len(BANDS), 1))
+
+    def forward(self, features: Tensor) -> dict[str, Tensor]:
+        return {"field": 200 + 20 * self.last(features)}
+
+    def decode(self, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        field = dense["field"]
+        return {"reading": field.mean(dim=(2, 3))[:, :2], "field": field, "highest": field.argmax(dim=1)}
+
+    def losses(self, dense: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Loss]:
+        return {}

@@ -22,14 +22,21 @@ static int read_points(const char *folder, const char *name, size_t *count) {
     return whole;
 }
 
+/* The names of a result's classes, by index; NULL: there is no such result. */
+static const char *const *names_of(const tessera_runtime *runtime, const char *name) {
+    tessera_result result = {.size = sizeof result};
+    for (size_t i = 0; !tessera_describe_result(runtime, i, &result); ++i)
+        if (!strcmp(result.name, name)) return result.names;
+    return NULL;
+}
+
 int main(int argc, char **argv) {
     if (argc < 3) return fprintf(stderr, "run_folder BUNDLE FOLDER [TARGET]\n"), 2;
     setenv("ORT_DISABLE_TELEMETRY", "1", 0); /* before there are threads; docs/native.md */
     tessera_options options = {.size = sizeof options, .bundle = argv[1], .target = argv[3]}; /* NULL: without one */
     tessera_runtime *runtime;
     if (tessera_open(&options, &runtime)) return fprintf(stderr, "%s\n", tessera_message(NULL)), 2;
-    tessera_description bundle = {.size = sizeof bundle};
-    tessera_describe(runtime, &bundle);
+    const char *const *classes = names_of(runtime, "detection/labels");
     char path[4096], line[4096], name[256] = "", *next, *end;
     snprintf(path, sizeof path, "%s/frames.txt", argv[2]);
     FILE *list = fopen(path, "r");
@@ -54,7 +61,7 @@ int main(int argc, char **argv) {
         for (long i = 0; i < centers.shape[0]; ++i) {
             const double *center = (const double *)centers.data + 3 * i;
             printf("%s %.9g %.9g %.9g %.9g %s\n", name, center[0], center[1], center[2],
-                   ((const double *)scores.data)[i], bundle.class_names[((const int64_t *)labels.data)[i]]);
+                   ((const double *)scores.data)[i], classes[((const int64_t *)labels.data)[i]]);
         }
     }
     fclose(list);

@@ -100,24 +100,37 @@ typedef struct tessera_area {
 /* What a bundle tells its host. A NULL ends each list of names; lists and strings last as long as the runtime. */
 typedef struct tessera_description {
     size_t size;
-    const char *name;                     /* of its configuration */
-    int64_t release;                      /* with keys, a vehicle that ran a higher one refuses the bundle */
-    const char *reference;                /* the frame of reference: ego, or lidar for that of the first LiDAR */
-    int32_t sweeps;                       /* earlier ones of each LiDAR in a frame, at most; 0 without LiDAR */
-    double oldest;                        /* s, their largest age */
-    double spacing[2];                    /* s from frame to frame that a memory was trained with; 0 without */
-    double seconds, speed;                /* s since the frame before, and m/s, beyond which a memory begins anew */
-    tessera_area map, occupancy;          /* 0 without the task */
-    const char *const *cameras;           /* that the network sees */
-    const char *const *tasks;             /* that have results */
-    const char *const *class_names;       /* of detection/labels; this list and the next ones are by index */
-    const char *const *attributes;        /* of detection/attributes */
-    const char *const *map_names;         /* of the layers of map/probabilities */
-    const char *const *point_names;       /* of points/classes */
-    const char *const *occupancy_classes; /* of occupancy/classes; the last is free space */
-    const char *const *condition_values;  /* of conditions/probabilities, and known to tessera_frame.conditions */
-    const char *const *condition_kinds;   /* the kind of each condition, such as weather */
+    const char *name;                    /* of its configuration */
+    int64_t release;                     /* with keys, a vehicle that ran a higher one refuses the bundle */
+    const char *reference;               /* the frame of reference: ego, or lidar for that of the first LiDAR */
+    int32_t sweeps;                      /* earlier ones of each LiDAR in a frame, at most; 0 without LiDAR */
+    double oldest;                       /* s, their largest age */
+    double spacing[2];                   /* s from frame to frame that a memory was trained with; 0 without */
+    double seconds, speed;               /* s since the frame before, and m/s, beyond which a memory begins anew */
+    const char *const *cameras;          /* that the network sees */
+    const char *const *condition_values; /* known to tessera_frame.conditions */
+    const char *const *condition_kinds;  /* the kind of each, such as weather */
+    size_t result_count;                 /* of tessera_describe_result */
 } tessera_description;
+
+/* What the numbers of a result are of. */
+typedef enum tessera_kind {
+    TESSERA_BOXES = 0,  /* a list of detections */
+    TESSERA_RASTER = 1, /* cells, voxels or points, by channel; float32, NaN or `instead` where it is not finite */
+    TESSERA_LABELS = 2, /* a class, by its index, or a number of a table, of each cell, voxel or point */
+    TESSERA_VALUE = 3   /* the whole frame; float64, 0 long if a number is not finite */
+} tessera_kind;
+
+/* A result. */
+typedef struct tessera_result {
+    size_t size;
+    const char *name; /* of tessera_get; of boxes, the output's: TASK/boxes, scores, labels or attributes */
+    tessera_kind kind;
+    const char *unit;         /* and what the numbers mean; "" in bundles of schema 13 */
+    double scale;             /* the size of ordinary numbers, in this unit; 1 for probabilities */
+    const char *const *names; /* of the channels or, by index, of the classes */
+    tessera_area area;        /* of the cells; 0 without */
+} tessera_result;
 
 /* Seconds of the latest step, by stage. */
 typedef struct tessera_times {
@@ -132,6 +145,10 @@ TESSERA_API tessera_status tessera_open(const tessera_options *options, tessera_
 /* What the bundle tells its host, the same in every frame. */
 TESSERA_API tessera_status tessera_describe(const tessera_runtime *runtime, tessera_description *description);
 
+/* The result with this index, below result_count. */
+TESSERA_API tessera_status tessera_describe_result(const tessera_runtime *runtime, size_t index,
+                                                   tessera_result *result);
+
 /* Perceives the next frame. What cannot be used of it counts as missing: points that are not finite, cameras with
  * impossible matrices. Without a possible pose it is where the frame before was, and the memory begins anew. */
 TESSERA_API tessera_status tessera_step(tessera_runtime *runtime, const tessera_frame *frame);
@@ -139,7 +156,7 @@ TESSERA_API tessera_status tessera_step(tessera_runtime *runtime, const tessera_
 /* An array of the latest step: a result TASK/NAME, such as detection/centers or map/probabilities; an engine's input or
  * output, inputs/NAME or outputs/NAME; next_state, which the next frame begins with. tessera_name lists them.
  *
- * Results, in the frame of reference; tessera_describe has their names and areas:
+ * Results, in the frame of reference; tessera_describe_result has their names and areas. Those of the tasks here:
  *   detection/centers (N, 3) float64, best first: x y z of the middle, m
  *   detection/sizes (N, 3) float64: width, length along the heading, height, m
  *   detection/rotations (N, 3, 3) float64: from the box to the reference

@@ -4,6 +4,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "tessera.h"
 
@@ -32,6 +33,18 @@ class Vehicle {
         description.size = sizeof description;
         require(tessera_describe(runtime_.get(), &description));
         return description;
+    }
+
+    // The names of a result's channels or classes; empty without this result.
+    std::vector<std::string> names(const std::string &result) const {
+        std::vector<std::string> found;
+        tessera_result described{};
+        described.size = sizeof described;
+        for (size_t i = 0, n = describe().result_count; i < n; ++i) {
+            require(tessera_describe_result(runtime_.get(), i, &described));
+            for (auto *name = described.names; result == described.name && *name; ++name) found.emplace_back(*name);
+        }
+        return found;
     }
 
     // An array of the latest step, such as detection/centers.

@@ -223,9 +223,12 @@ void compare_detections(const GoldenFrame &frame, const Arrays &actual, const st
 }
 
 // Compares each channel of an output (1, channels, ...). The mean difference is signed, so that rounding errors cancel,
-// and relative to the channel's mean size plus 0.001, so that it is small for a class that is nowhere.
-void compare_dense(const std::string &name, const Array &expected, const Array &actual, const Json &channels,
+// and relative to the channel's mean size plus a thousandth of the scale, so that it is small for a class that is
+// nowhere.
+void compare_dense(const std::string &name, const Array &expected, const Array &actual, const Json &allowed,
                    std::vector<std::string> &problems) {
+    const Json &channels = allowed.at("dense").at(name);
+    const double scale = allowed.value("scales", Json::object()).value(name, 1.0);
     if (expected.shape().size() < 2 || static_cast<size_t>(expected.shape()[1]) < channels.size())
         throw std::invalid_argument(name + " has fewer channels than tolerances");
     const Values a = numbers(expected), b = numbers(actual);
@@ -239,7 +242,7 @@ void compare_dense(const std::string &name, const Array &expected, const Array &
             size += std::abs(a[k]);
         }
         const auto count = static_cast<double>(cells);
-        const double mean = expected.shape().size() > 2 ? std::abs(sum / count) / (size / count + 1e-3) : 0;
+        const double mean = expected.shape().size() > 2 ? std::abs(sum / count) / (size / count + 1e-3 * scale) : 0;
         if (each > most.at("each")) problems.push_back(text(name, " is off by ", each, " (", channel, ")"));
         else if (mean > most.at("mean"))
             problems.push_back(text(name, " is off by ", 100 * mean, "% of ", channel, " in the mean"));
@@ -252,8 +255,8 @@ std::vector<std::string> differences(const GoldenFrame &frame, const Arrays &act
     const Json &allowed = manifest.tolerances;
     for (const auto &each : allowed.at("ranked").items())
         compare_detections(frame, actual, each.key(), manifest, problems);
-    for (const auto &[name, channels] : allowed.at("dense").items())
-        compare_dense(name, frame.outputs.at(name), actual.at(name), channels, problems);
+    for (const auto &each : allowed.at("dense").items())
+        compare_dense(each.key(), frame.outputs.at(each.key()), actual.at(each.key()), allowed, problems);
     if (manifest.state) {
         const Values a = numbers(frame.outputs.at(kNextState)), b = numbers(actual.at(kNextState));
         double size = 0, off = 0;

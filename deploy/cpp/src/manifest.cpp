@@ -10,19 +10,20 @@ namespace tessera {
 namespace {
 
 // A reader of schema N reads N - 1, too (docs/bundle_format.md).
-constexpr int kOldest = 13, kSchema = 13, kLargest = 1'000'000;
+constexpr int kOldest = 13, kSchema = 14, kLargest = 1'000'000;
 const std::set<std::string> kKeys = {
     "precision", "blocks",  "opset",     "tolerances",       "inputs",        "outputs",        "routes",
     "folded",    "inline",  "banked",    "parameters",       "flops",         "operators",      "state",
     "name",      "release", "expires",   "structure_sha256", "preprocessing", "schema_version", "taxonomy",
     "rig",       "grid",    "head_grid", "postprocessing",   "steering",      "lidar",          "camera",
-    "tasks",     "modules", "apart",     "golden",           "origin",
+    "tasks",     "modules", "apart",     "golden",           "origin",        "results",
 };
 
 // Whether a value has this type; nlohmann would make an int of 0.5, and of true.
 template <typename T>
 bool is(const Json &json) {
     if constexpr (std::is_same_v<T, std::string>) return json.is_string();
+    else if constexpr (std::is_same_v<T, bool>) return json.is_boolean();
     else if constexpr (std::is_same_v<T, double>) return json.is_number();
     else if constexpr (std::is_same_v<T, int>) return json.is_number_integer() && json >= 0 && json <= kLargest;
     else if constexpr (std::is_same_v<T, int64_t>)  // a larger one would wrap
@@ -124,18 +125,7 @@ void read_state(const Reader &read, Manifest &manifest) {
     read.require(fits, "/state", "is not that of the network's inputs and outputs");
 }
 
-void read_names(const Reader &read, Manifest &into) {
-    read("", "name", into.name);
-    read("/taxonomy", "attributes", into.attributes);
-    for (const std::string &each : read.items("/taxonomy/classes")) read(each, "name", into.class_names.emplace_back());
-    for (const std::string &each : read.items("/taxonomy/map_layers"))
-        read(each, "name", into.map_names.emplace_back());
-    into.occupancy_classes = {"others"};  // perception/grid.py
-    for (const std::string &each : read.items("/taxonomy/point_classes")) {
-        read(each, "name", into.point_names.emplace_back());
-        if (read.at(each + "/solid") == true) into.occupancy_classes.push_back(into.point_names.back());
-    }
-    into.occupancy_classes.emplace_back("free");
+void read_conditions(const Reader &read, Manifest &into) {
     for (const auto &[kind, values] : read.at("/taxonomy/conditions").items()) {
         for (const Json &value : values) {
             into.condition_kinds.push_back(kind);
@@ -144,15 +134,42 @@ void read_names(const Reader &read, Manifest &into) {
     }
 }
 
-void read_areas(const Reader &read, Manifest &into) {
-    const auto read_area = [&read](const std::string &place, tessera_area &area) {
-        read(place, "x", area.x, "y", area.y, "z", area.z, "cell", area.cell);
-    };
-    if (read.has("/tasks/map")) read_area("/head_grid", into.map);
-    if (!read.has("/tasks/occupancy")) return;
-    read_area("/tasks/occupancy", into.occupancy);
-    into.occupancy.height = into.occupancy.cell;
-    if (read.has("/tasks/occupancy/height")) read("/tasks/occupancy", "height", into.occupancy.height);
+Output read_output(const Reader &read, const std::string &task, const std::string &place) {
+    constexpr const char *kKinds[] = {"boxes", "raster", "labels", "value"};
+    Output into;
+    std::string kind, result;
+    into.task = task;
+    read(place, "name", into.name, "kind", kind, "unit", into.unit, "names", into.names, "scale", into.scale, "squeeze",
+         into.squeeze, "velocity", into.velocity, "steps", into.steps, "groups", into.groups);
+    into.tensor = task + "/" + into.name;
+    const auto *known = std::find(std::begin(kKinds), std::end(kKinds), kind);
+    read.require(known != std::end(kKinds), place + "/kind", "is none that this version knows");
+    into.kind = static_cast<tessera_kind>(known - std::begin(kKinds));
+    if (read.has(place + "/result")) {
+        read(place, "result", result);
+        into.result = task + "/" + (result.empty() ? into.name : result);
+    }
+    into.instead = read.has(place + "/instead") ? read.at(place + "/instead").get<float>() : std::nanf("");
+    if (read.has(place + "/area")) {
+        tessera_area &area = into.area;
+        read(place + "/area", "x", area.x, "y", area.y, "z", area.z, "cell", area.cell, "height", area.height);
+    }
+    if (read.has(place + "/nowhere")) {
+        into.nowhere = task + "/" + read.at(place + "/nowhere/0").get<std::string>();
+        into.none = read.at(place + "/nowhere/1").get<uint8_t>();
+    }
+    if (read.has(place + "/doubt")) {
+        into.doubt = task + "/" + read.at(place + "/doubt/0").get<std::string>();
+        into.limit = read.at(place + "/doubt/1").get<double>();
+    }
+    into.suppression = read.at(place + "/suppression");
+    return into;
+}
+
+void read_results(const Reader &read, Manifest &into) {
+    for (const auto &task : read.at("/results").items())
+        for (const std::string &place : read.items("/results/" + task.key()))
+            into.results.push_back(read_output(read, task.key(), place));
 }
 
 Manifest read_fields(const Json &json, const Reader &read) {
@@ -169,14 +186,13 @@ Manifest read_fields(const Json &json, const Reader &read) {
     }
     if (read.has("/expires")) read("", "expires", manifest.expires);
     read.require(manifest.expires.empty() || parse_time(manifest.expires), "/expires", "is no time");
-    read_names(read, manifest);
-    read_areas(read, manifest);
-    for (const auto &each : read.at("/tasks").items()) manifest.tasks.push_back(each.key());
+    read("", "name", manifest.name);
+    read_conditions(read, manifest);
+    read_results(read, manifest);
     read_preprocessing(read, manifest.preprocessing);
     for (const auto &[fact, input] : read.at("/steering/sensors").items())
         manifest.steering.sensors.emplace_back(fact, input.get<std::string>());
     read("/steering", "values", manifest.steering.values);
-    manifest.postprocessing = read.at("/postprocessing");
     manifest.tolerances = read.at("/tolerances");
     for (const std::string key : {"around", "state_step", "grey_levels", "rounded", "close"}) {
         const Json &value = read.at("/golden/" + key);
@@ -235,9 +251,11 @@ Json parse_json(const std::string &content) {
 
 Manifest parse_manifest(const std::string &content, const fs::path &path) {
     const std::string file = path.string();
-    const Json json = parse_json(content);
+    Json json = parse_json(content);
     if (json.is_discarded()) throw refused(file, ": is no JSON; export the bundle again");
     require_schema(json, file);
+    if (json.is_object() && json.contains("schema_version") && json["schema_version"] == kOldest)
+        json["results"] = results_of_schema_13(json);
     const Reader read(json, file);
     Manifest manifest = read_fields(json, read);
     require_sizes(manifest, read);

@@ -17,6 +17,9 @@ using Json = nlohmann::ordered_json;
 // Discarded if it is no JSON, or so deep that functions that call themselves would leave the stack.
 Json parse_json(const std::string &content);
 
+// The `results` of a manifest of schema 13.
+Json results_of_schema_13(const Json &manifest);
+
 struct TensorInfo {
     std::string name;
     Shape shape;
@@ -79,9 +82,26 @@ struct StateInfo {
     std::array<double, 2> spacing;  // s from frame to frame in the training
 };
 
+// An output of a task, and how it becomes a result: perception/tasks/outputs.py has the fields and what they do.
+struct Output {
+    std::string task, name, tensor, unit;
+    std::optional<std::string> result;  // TASK/NAME; none: others use the output
+    tessera_kind kind;
+    std::vector<std::string> names;
+    double scale;
+    tessera_area area{};  // 0 without cells
+    bool squeeze, velocity;
+    float instead;
+    int steps;
+    std::string nowhere, doubt;  // tensors; empty: none
+    uint8_t none = 0;
+    std::vector<int> groups;
+    double limit = 0;
+    Json suppression;  // null: none
+};
+
 struct Manifest {
     std::string name;
-    std::vector<std::string> class_names, attributes, map_names, point_names, occupancy_classes;
     std::vector<std::string> condition_values, condition_kinds;  // in the order of the taxonomy; the kind of each value
     int64_t release = 0;
     std::string expires;  // as in the file; empty: never
@@ -91,12 +111,10 @@ struct Manifest {
     std::optional<StateInfo> state;
     Preprocessing preprocessing;
     Steering steering;
-    Json postprocessing;              // task -> how its outputs become results
-    tessera_area map{}, occupancy{};  // of the results
-    Json golden;                      // how an engine's outputs are compared
+    std::vector<Output> results;
+    Json golden;  // how an engine's outputs are compared
     Json tolerances;
-    std::vector<std::string> tasks;  // in the order of the file
-    Json json;                       // all of it
+    Json json;  // all of it
 };
 
 }  // namespace tessera

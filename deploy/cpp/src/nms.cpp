@@ -76,7 +76,7 @@ void greedy(size_t n, size_t most, const Suppresses &suppresses, std::vector<uin
 bool is_first(const Json &settings, const char *key, const char *first, const char *other) {
     const Json &word = settings.at(key);
     if (word != first && word != other)
-        throw std::invalid_argument(text("postprocessing: ", key, " is neither ", first, " nor ", other));
+        throw std::invalid_argument(text("results: suppression: ", key, " is neither ", first, " nor ", other));
     return word == first;
 }
 

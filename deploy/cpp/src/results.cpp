@@ -23,16 +23,6 @@ size_t of_frame(const Array &output) {  // numbers
     return output.size() / static_cast<size_t>(std::max<int64_t>(1, output.rows()));
 }
 
-// Writes a result of the same name and shape as an output, without the batch.
-template <typename T, typename Change>
-void change_each(const Arrays &outputs, Arrays &results, std::string_view name, Shape &shape, Change change) {
-    const Array &from = output(outputs, name);
-    shape.assign(from.shape().begin() + 1, from.shape().end());
-    T *into = fill_in<T>(results, name, shape);
-    const T *values = from.data<T>();
-    for (size_t i = 0, n = of_frame(from); i < n; ++i) into[i] = change(values[i]);
-}
-
 // NaN and infinite numbers of the first frame.
 int64_t count_not_finite(const Array &output) {
     if (output.type() != TESSERA_FLOAT32 || all_finite(output.data<float>(), of_frame(output))) return 0;
@@ -40,11 +30,33 @@ int64_t count_not_finite(const Array &output) {
     return std::count_if(values, values + of_frame(output), [](float value) { return !std::isfinite(value); });
 }
 
+// In steps of 1 / `steps`.
+float rounded(float probability, float steps) {
+    constexpr float shift = 12582912;  // 1.5 * 2^23: a sum has no place for fractions
+    const float step = std::min(std::max(probability, 0.0F), 1.0F) * steps + shift - shift;
+    return step / steps;
+}
+
+// A float becomes the number of the rules where it is not finite.
+void decode_numbers(const Output &rules, const float *from, size_t n, float *into) {
+    const auto steps = static_cast<float>(rules.steps);
+    for (size_t i = 0; i < n; ++i) {
+        if (!std::isfinite(from[i])) into[i] = rules.instead;
+        else into[i] = rules.steps ? rounded(from[i], steps) : from[i];
+    }
+}
+
 }  // namespace
 
-int64_t Decoder::decode_detections(const Arrays &outputs, Arrays &results) {
-    const Array &scores = output(outputs, "detection/scores"), &given = output(outputs, "detection/boxes"),
-                &labels = output(outputs, "detection/labels"), &attributes = output(outputs, "detection/attributes");
+Detector::Detector(const Output &rules) : task_(rules.task + "/"), velocity_(rules.velocity) {
+    if (!rules.suppression.is_null()) nms_.emplace(rules.suppression);
+    for (const char *name : {"boxes", "scores", "labels", "attributes", "centers", "sizes", "rotations", "velocities"})
+        names_.push_back(task_ + name);
+}
+
+int64_t Detector::decode(const Arrays &outputs, Arrays &results) {
+    const Array &given = output(outputs, names_[0]), &scores = output(outputs, names_[1]),
+                &labels = output(outputs, names_[2]), &attributes = output(outputs, names_[3]);
     const size_t n = of_frame(scores), group = scores.shape().back(), width = given.shape().back();
     if (width < 10 || n % group != 0 || of_frame(given) != n * width || of_frame(labels) != n ||
         of_frame(attributes) != n) {
@@ -72,106 +84,88 @@ int64_t Decoder::decode_detections(const Arrays &outputs, Arrays &results) {
         return one != other ? one > other : a < b;
     });
     if (nms_ && order_.size() > nms_->total()) order_.resize(nms_->total());
-    write_detections(all, attributes, results);
+    write(all, attributes, results);
     return left_out;
 }
 
-void Decoder::write_detections(const Candidates &all, const Array &attributes, Arrays &results) const {
+void Detector::write(const Candidates &all, const Array &attributes, Arrays &results) const {
     const int64_t n = static_cast<int64_t>(order_.size());
-    double *centers = fill_in<double>(results, "detection/centers", {n, 3}),
-           *sizes = fill_in<double>(results, "detection/sizes", {n, 3}),
-           *rotations = fill_in<double>(results, "detection/rotations", {n, 3, 3}),
-           *velocities = fill_in<double>(results, "detection/velocities", {n, 3}),
-           *scores = fill_in<double>(results, "detection/scores", {n});
-    int64_t *labels = fill_in<int64_t>(results, "detection/labels", {n}),
-            *names = fill_in<int64_t>(results, "detection/attributes", {n});
+    double *scores = fill_in<double>(results, names_[1], {n}), *centers = fill_in<double>(results, names_[4], {n, 3}),
+           *sizes = fill_in<double>(results, names_[5], {n, 3}),
+           *rotations = fill_in<double>(results, names_[6], {n, 3, 3}),
+           *velocities = fill_in<double>(results, names_[7], {n, 3});
+    int64_t *labels = fill_in<int64_t>(results, names_[2], {n}), *names = fill_in<int64_t>(results, names_[3], {n});
     for (const size_t place : order_) {
         const size_t i = kept_[place];
         const float *b = all.boxes + all.width * i;
         const Footprint own = footprint(b[0], b[1], b[3], b[4], b[6], b[7]);
         const double rotation[] = {own.cosine, -own.sine, 0, own.sine, own.cosine, 0, 0, 0, 1};
-        const float velocity[] = {*velocity_ ? b[8] : kNan, *velocity_ ? b[9] : kNan, 0};
+        const float velocity[] = {velocity_ ? b[8] : kNan, velocity_ ? b[9] : kNan, 0};
         centers = std::copy_n(b, 3, centers), sizes = std::copy_n(b + 3, 3, sizes);
         rotations = std::copy_n(rotation, 9, rotations), velocities = std::copy_n(velocity, 3, velocities);
         *scores++ = all.scores[i], *labels++ = integer_at(all.labels, i), *names++ = integer_at(attributes, i);
     }
 }
 
-Decoder::Decoder(const Manifest &manifest) {
-    for (const std::string &task : manifest.tasks) {
-        const Json &settings = manifest.postprocessing.at(task);
-        if (task == "detection") {
-            velocity_ = settings.at("velocity").get<bool>();
-            if (!settings.at("suppression").is_null()) nms_.emplace(settings.at("suppression"));
-        } else if (task == "conditions") {
-            limit_ = settings.at("limit").get<double>();
-            for (const auto &[kind, values] : settings.at("kinds").items()) values_.push_back(values.size());
-        } else if (task == "map") {
-            map_ = true;
-        } else if (task == "points") {
-            none_ = settings.at("none").get<uint8_t>();
-        } else if (task == "occupancy") {
-            levels_ = settings.at("levels").get<float>();
-        } else {
-            throw std::invalid_argument("tasks: " + task + " is none that this version knows");
-        }
+Decoder::Decoder(const Manifest &manifest) : rules_(manifest.results) {
+    for (const Output &rules : rules_) {
+        not_finite_[rules.tensor] = 0;
+        if (rules.kind == TESSERA_BOXES && rules.name == "boxes") detectors_.emplace(rules.tensor, rules);
     }
 }
 
 void Decoder::decode(const Arrays &outputs, Arrays &results) {
-    const int64_t boxes_left_out = velocity_ ? decode_detections(outputs, results) : 0;
-    if (limit_) decode_conditions(outputs, results);
-    if (none_) decode_points(outputs, results);
-    if (levels_) decode_voxels(outputs, results);
-    if (map_) {
-        change_each<float>(outputs, results, "map/probabilities", shape_,
-                           [](float p) { return std::isfinite(p) ? p : kNan; });
+    for (const Output &rules : rules_) {
+        const auto detector = detectors_.find(rules.tensor);
+        const Array &from = output(outputs, rules.tensor);
+        int64_t &not_finite = not_finite_.find(rules.tensor)->second;
+        if (detector != detectors_.end()) not_finite = detector->second.decode(outputs, results);
+        else if (rules.kind != TESSERA_BOXES) not_finite = count_not_finite(from);
+        if (!rules.result || rules.kind == TESSERA_BOXES) continue;
+        if (rules.kind == TESSERA_VALUE) decode_value(rules, outputs, from, results);
+        else if (from.type() == TESSERA_FLOAT32)
+            decode_numbers(rules, from.data<float>(), of_frame(from), fill<float>(rules, from, results));
+        else decode_labels(rules, outputs, from, results);
     }
-    const auto of_task = [](const std::string &name) { return name.find('/') != std::string::npos; };
-    const auto count = std::count_if(outputs.begin(), outputs.end(), [&](auto &each) { return of_task(each.first); });
-    int64_t *not_finite = fill_in<int64_t>(results, "not_finite", {count});
-    for (const auto &[name, array] : outputs) {
-        if (name == "detection/boxes") *not_finite++ = boxes_left_out;
-        else if (name.compare(0, 10, "detection/") == 0) *not_finite++ = 0;
-        else if (of_task(name)) *not_finite++ = count_not_finite(array);
-    }
+    int64_t *counts = fill_in<int64_t>(results, "not_finite", {static_cast<int64_t>(not_finite_.size())});
+    for (const auto &each : not_finite_) *counts++ = each.second;
 }
 
-void Decoder::decode_conditions(const Arrays &outputs, Arrays &results) const {
-    const Array &given = output(outputs, "conditions/probabilities"),
-                &distance = output(outputs, "conditions/distance");
-    const float *from = given.data<float>(), *away = distance.data<float>();
-    const size_t n = of_frame(given), kinds = of_frame(distance);
-    const bool known = all_finite(from, n) && all_finite(away, kinds);
-    double *into = fill_in<double>(results, "conditions/probabilities", {known ? static_cast<int64_t>(n) : 0});
+template <typename T>
+T *Decoder::fill(const Output &rules, const Array &from, Arrays &results) {
+    shape_.assign(from.shape().begin() + 1, from.shape().end());
+    if (rules.squeeze) shape_.erase(shape_.begin());
+    return fill_in<T>(results, *rules.result, shape_);
+}
+
+void Decoder::decode_labels(const Output &rules, const Arrays &outputs, const Array &from, Arrays &results) {
+    const size_t n = of_frame(from);
+    const float *there = nullptr;
+    if (!rules.nowhere.empty()) {
+        const Array &place = output(outputs, rules.nowhere);
+        if (of_frame(place) != n)
+            throw std::invalid_argument(rules.tensor + " has another shape than " + rules.nowhere);
+        there = place.data<float>();
+    }
+    visit(from, [&](const auto *labels) {
+        using T = std::remove_const_t<std::remove_pointer_t<decltype(labels)>>;
+        T *into = fill<T>(rules, from, results);
+        for (size_t i = 0; i < n; ++i) into[i] = there && there[i] == 0 ? static_cast<T>(rules.none) : labels[i];
+    });
+}
+
+void Decoder::decode_value(const Output &rules, const Arrays &outputs, const Array &from, Arrays &results) {
+    const size_t n = of_frame(from);
+    const Array *doubt = rules.doubt.empty() ? nullptr : &output(outputs, rules.doubt);
+    const bool known = !count_not_finite(from) && (!doubt || !count_not_finite(*doubt));
+    double *into = fill_in<double>(results, *rules.result, {known ? static_cast<int64_t>(n) : 0});
     if (!known) return;
-    std::copy_n(from, n, into);
+    std::copy_n(from.data<float>(), n, into);
     size_t first = 0;
-    for (size_t kind = 0; kind < std::min(kinds, values_.size()) && first + values_[kind] <= n; ++kind) {
-        if (away[kind] > *limit_) std::fill_n(into + first, values_[kind], 1.0 / values_[kind]);
-        first += values_[kind];
-    }
-}
-
-void Decoder::decode_points(const Arrays &outputs, Arrays &results) const {
-    const Array &confidence = output(outputs, "points/confidence"), &classes = output(outputs, "points/classes");
-    const size_t n = std::min(of_frame(confidence), of_frame(classes));
-    float *probabilities = fill_in<float>(results, "points/probabilities", {static_cast<int64_t>(n)});
-    uint8_t *into = fill_in<uint8_t>(results, "points/classes", {static_cast<int64_t>(n)});
-    std::copy_n(confidence.data<float>(), n, probabilities);
-    for (size_t i = 0; i < n; ++i) into[i] = probabilities[i] == 0 ? *none_ : classes.data<uint8_t>()[i];
-}
-
-void Decoder::decode_voxels(const Arrays &outputs, Arrays &results) {
-    change_each<uint8_t>(outputs, results, "occupancy/classes", shape_, [](uint8_t name) { return name; });
-    change_each<float>(outputs, results, "occupancy/free", shape_, [](float d) { return std::isfinite(d) ? d : 0; });
-    const auto rounded = [steps = *levels_](float p) {
-        constexpr float shift = 12582912;  // 1.5 * 2^23: a sum has no place for fractions
-        const float level = std::min(std::max(p, 0.0F), 1.0F) * steps + shift - shift;
-        return std::isfinite(p) ? level / steps : kNan;
-    };
-    for (const char *name : {"occupancy/occupied", "occupancy/others"}) {
-        change_each<float>(outputs, results, name, shape_, rounded);
+    for (size_t group = 0; doubt && group < std::min(of_frame(*doubt), rules.groups.size()); ++group) {
+        const auto size = std::min<size_t>(rules.groups[group], n - first);
+        if (doubt->data<float>()[group] > rules.limit) std::fill_n(into + first, size, 1.0 / size);
+        first += size;
     }
 }
 

@@ -17,7 +17,8 @@ struct tessera_runtime {
     const char *const *list(const std::vector<std::string> &names);
     tessera::Runtime runtime;
     std::vector<std::vector<const char *>> lists;
-    tessera_description description;  // its names are the manifest's
+    std::vector<tessera_result> results;
+    tessera_description description;  // its names, like those of the results, are the manifest's
     tessera::Frame frame;
     tessera::Conditions conditions;
     mutable std::string message;
@@ -32,7 +33,11 @@ const char *const *tessera_runtime::list(const std::vector<std::string> &names) 
 
 tessera_description tessera_runtime::describe(const tessera::Manifest &manifest) {
     const tessera::Preprocessing &settings = manifest.preprocessing;
-    const std::vector<std::string> none;
+    for (const tessera::Output &each : manifest.results)
+        if (each.result)
+            results.push_back({sizeof(tessera_result),
+                               each.kind == TESSERA_BOXES ? each.tensor.c_str() : each.result->c_str(), each.kind,
+                               each.unit.c_str(), each.scale, list(each.names), each.area});
     tessera_description to{};
     to.name = manifest.name.c_str(), to.release = manifest.release, to.reference = settings.reference.c_str();
     to.sweeps = settings.sweeps, to.oldest = settings.oldest;
@@ -40,12 +45,9 @@ tessera_description tessera_runtime::describe(const tessera::Manifest &manifest)
         std::copy_n(state->spacing.begin(), 2, to.spacing);
         to.seconds = state->seconds, to.speed = state->speed;
     }
-    to.map = manifest.map, to.occupancy = manifest.occupancy;
+    const std::vector<std::string> none;
     to.cameras = list(settings.pictures ? settings.pictures->cameras : none);
-    to.tasks = list(manifest.tasks);
-    to.class_names = list(manifest.class_names), to.attributes = list(manifest.attributes);
-    to.map_names = list(manifest.map_names), to.point_names = list(manifest.point_names);
-    to.occupancy_classes = list(manifest.occupancy_classes);
+    to.result_count = results.size();
     to.condition_values = list(manifest.condition_values), to.condition_kinds = list(manifest.condition_kinds);
     return to;
 }
@@ -109,6 +111,14 @@ Struct take(const Struct *given, size_t first, const char *name) {
     Struct taken{};
     std::memcpy(&taken, given, known);
     return taken;
+}
+
+// Fills a struct of the caller, as far as both versions know it.
+template <typename Struct>
+void give(const Struct &known, size_t first, const char *name, Struct *into) {
+    const size_t size = require_size(into, first, name);
+    std::memcpy(into, &known, std::min(size, sizeof known));
+    into->size = size;
 }
 
 const char *or_empty(const char *text) {
@@ -185,10 +195,16 @@ tessera_status tessera_open(const tessera_options *given, tessera_runtime **runt
 
 tessera_status tessera_describe(const tessera_runtime *runtime, tessera_description *description) {
     return on(runtime, [&] {
-        const size_t first = TESSERA_FIRST(tessera_description, condition_kinds);
-        const size_t size = require_size(description, first, "tessera_description");
-        std::memcpy(description, &runtime->description, std::min(size, sizeof *description));
-        description->size = size;
+        give(runtime->description, TESSERA_FIRST(tessera_description, result_count), "tessera_description",
+             description);
+    });
+}
+
+tessera_status tessera_describe_result(const tessera_runtime *runtime, size_t index, tessera_result *result) {
+    return on(runtime, [&] {
+        if (index >= runtime->results.size())
+            throw tessera::bad_input("index: is ", index, ", of ", runtime->results.size());
+        give(runtime->results[index], TESSERA_FIRST(tessera_result, area), "tessera_result", result);
     });
 }
 

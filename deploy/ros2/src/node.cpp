@@ -74,7 +74,7 @@ class TesseraNode : public rclcpp::Node {
         : Node("tessera", options),
           runtime_(open()),
           bundle_(runtime_.describe()),
-          classes_{names(bundle_.class_names), given<std::vector<int64_t>>("model_params.class_labels"),
+          classes_{runtime_.names("detection/labels"), given<std::vector<int64_t>>("model_params.class_labels"),
                    given<std::vector<int64_t>>("model_params.class_orientations")},
           health_(names(bundle_.cameras),
                   {given<double>("diagnostics.max_allowed_processing_time_ms"),

@@ -11,7 +11,8 @@ from perception.datasets.keyframes import Recording
 from perception.frame import Arrays, Frame
 from perception.grid import BevGrid
 from perception.tasks.metric import Counts, Metric, Score, Weights, mean_known
-from perception.tasks.task import Evidence, Output, Task, TaskConfig
+from perception.tasks.outputs import Output
+from perception.tasks.task import Evidence, Task, TaskConfig
 from perception.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -103,9 +104,20 @@ class ConditionsTask(Task[Mapping[str, Sequence[float]]]):
         super().__init__(config, grid, taxonomy)
         unit = "probability of each value; those of each kind of condition sum to 1"
         far = f"distance d from the training data, as d / (d + limit); above {LIMIT}: unknown"
+        sizes = tuple(map(len, taxonomy.conditions.values()))
         self.outputs = (
-            Output("probabilities", unit, taxonomy.condition_values, cells=False, steady=False),
-            Output("distance", far, tuple(taxonomy.conditions), cells=False, steady=False),
+            Output(
+                name="probabilities",
+                kind="value",
+                unit=unit,
+                names=taxonomy.condition_values,
+                steady=False,
+                groups=sizes,
+                doubt=("distance", LIMIT),
+            ),
+            Output(
+                name="distance", kind="value", unit=far, names=tuple(taxonomy.conditions), steady=False, result=None
+            ),
         )
 
     def network(self, channels: int) -> TaskNetwork:
@@ -130,16 +142,8 @@ class ConditionsTask(Task[Mapping[str, Sequence[float]]]):
     def labelled(self, recording: Recording) -> bool:
         return bool(recording.conditions.known())
 
-    def postprocessing(self) -> dict[str, Any]:
-        """The values of each kind, and the distance above which a kind is unknown."""
-        return {"kinds": {kind: [*values] for kind, values in self.taxonomy.conditions.items()}, "limit": LIMIT}
-
-    def result(self, outputs: Arrays) -> Mapping[str, Sequence[float]]:
-        left = iter(outputs["probabilities"].tolist())
-        found = {kind: [next(left) for _ in values] for kind, values in self.taxonomy.conditions.items()}
-        if not all(np.isfinite(values).all() for values in outputs.values()):
+    def from_arrays(self, arrays: Arrays) -> Mapping[str, Sequence[float]]:
+        left = iter(arrays["probabilities"].tolist())
+        if not arrays["probabilities"].size:
             return {}
-        for kind, distance in zip(found, outputs["distance"], strict=True):
-            if distance > LIMIT:
-                found[kind] = [1 / len(found[kind])] * len(found[kind])
-        return found
+        return {kind: [next(left) for _ in values] for kind, values in self.taxonomy.conditions.items()}

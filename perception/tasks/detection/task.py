@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,7 +20,8 @@ from perception.tasks.detection.nms import non_maximum_suppression
 from perception.tasks.detection.submission import SubmissionWriter
 from perception.tasks.detection.tracker import Tracker, Tracks
 from perception.tasks.drawing import COUNTED_SCORE, LOWEST_SCORE, BoxLayer
-from perception.tasks.task import Memory, Output, Task
+from perception.tasks.outputs import Output
+from perception.tasks.task import Memory, Task
 from perception.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -48,17 +50,21 @@ class DetectionTask(Task[Boxes]):
     files: ClassVar[Mapping[str, str]] = {"results": RESULTS, "tracks": TRACKS}
     submitted = SUBMISSION
     Config = DetectionHead
-    ranked = True
     config: DetectionHead
-    outputs = (
-        Output("boxes", "x y z w l h m, sin and cos of yaw times any factor, vx vy m/s; reference frame"),
-        Output("scores", "probability, descending; where classes are in groups, in each"),
-        Output("labels", "index in the taxonomy's classes"),
-        Output("attributes", "index in the taxonomy's attributes; -1 for none"),
-    )
 
     def __init__(self, config: DetectionHead, grid: BevGrid, taxonomy: Taxonomy) -> None:
         super().__init__(config.settled(taxonomy), grid, taxonomy)
+        suppression = None if self.config.nms is None else self.config.nms.model_dump(mode="json")
+        box = "x y z w l h m, sin and cos of yaw times any factor, vx vy m/s; reference frame"
+        score = "probability, descending; where classes are in groups, in each"
+        label, attribute = "index in the taxonomy's classes", "index in the taxonomy's attributes; -1 for none"
+        output = partial(Output, kind="boxes")
+        self.outputs = (
+            output(name="boxes", unit=box, suppression=suppression, velocity=self._knows_velocity),
+            output(name="scores", unit=score),
+            output(name="labels", unit=label, names=taxonomy.class_names),
+            output(name="attributes", unit=attribute, names=taxonomy.attributes),
+        )
 
     def network(self, channels: int) -> TaskNetwork:
         from perception.tasks.detection.anchor_head import AnchorHead
@@ -83,13 +89,13 @@ class DetectionTask(Task[Boxes]):
         seen = boxes.select(boxes.num_points != 0)
         return anchor_labels(seen, self.grid) if self.config.anchors else center_labels(seen, self.grid, self.config)
 
-    def result(self, outputs: Arrays) -> Boxes:
+    def from_arrays(self, arrays: Arrays) -> Boxes:
         """Detections after NMS, best score first, in the reference frame."""
-        scores, boxes, nms = outputs["scores"], outputs["boxes"], self.config.nms
+        scores, boxes, nms = arrays["scores"], arrays["boxes"], self.config.nms
         kept = np.arange(scores.size)
         if nms is not None:
             count = scores.shape[-1]
-            flat = {name: values.reshape(-1, count, *values.shape[scores.ndim :]) for name, values in outputs.items()}
+            flat = {name: values.reshape(-1, count, *values.shape[scores.ndim :]) for name, values in arrays.items()}
             groups = [{name: values[i] for name, values in flat.items()} for i in range(len(flat["scores"]))]
             kept = np.concatenate([non_maximum_suppression(own, nms, i) + i * count for i, own in enumerate(groups)])
         kept = kept[np.argsort(-scores.flat[kept], kind="stable")][: nms and nms.total]
@@ -100,15 +106,10 @@ class DetectionTask(Task[Boxes]):
             sizes=boxes[:, 3:6],
             headings=boxes[:, 6:8],
             velocities=boxes[:, 8:10] if self._knows_velocity else np.full((len(boxes), 2), np.nan),
-            labels=outputs["labels"].flat[kept],
-            attributes=outputs["attributes"].flat[kept],
+            labels=arrays["labels"].flat[kept],
+            attributes=arrays["attributes"].flat[kept],
             scores=scores.flat[kept],
         )
-
-    def postprocessing(self) -> dict[str, Any]:
-        nms = self.config.nms
-        suppression = nms and nms.model_dump(mode="json")
-        return {"suppression": suppression, "velocity": self._knows_velocity}
 
     @property
     def _knows_velocity(self) -> bool:
@@ -160,15 +161,6 @@ class DetectionTask(Task[Boxes]):
     @staticmethod
     def arrays(result: Boxes) -> dict[str, np.ndarray]:
         return {name: getattr(result, name) for name in _ARRAYS}
-
-    def drop_non_finite(self, outputs: Arrays) -> tuple[Arrays, Mapping[str, int]]:
-        """Boxes with a NaN or infinite value or score are removed."""
-        wrong = ~(np.isfinite(outputs["boxes"]).all(axis=-1) & np.isfinite(outputs["scores"]))
-        if not wrong.any():
-            return outputs, {}
-        boxes = np.where(wrong[..., None], 0, outputs["boxes"])
-        scores = np.where(wrong, -1, outputs["scores"])  # below every threshold
-        return {**outputs, "boxes": boxes, "scores": scores}, {"boxes": int(np.count_nonzero(wrong))}
 
 
 def mistakes(predicted: Boxes, annotated: Boxes) -> tuple[int, int]:

@@ -17,7 +17,8 @@ from perception.io.section import Positive, Weight
 from perception.tasks.drawing import RasterLayer
 from perception.tasks.map.memory import MapMemory
 from perception.tasks.metric import RING, Counts, GateMetric, Recorded, RingMetric, Score, Subject, Unmeasured, Weights
-from perception.tasks.task import Output, Task, TaskConfig
+from perception.tasks.outputs import Area, Output
+from perception.tasks.task import Task, TaskConfig
 from perception.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -188,11 +189,13 @@ class MapTask(Task[np.ndarray]):
     truth = ("map",)
     metric = MapMetric
     Config = MapHead
-    instead_of_non_finite: ClassVar[Mapping[str, float]] = {"probabilities": np.nan}  # the fused map ignores NaN
 
     def __init__(self, config: MapHead, grid: BevGrid, taxonomy: Taxonomy) -> None:
         super().__init__(config, grid, taxonomy)
-        self.outputs = (Output("probabilities", "probability of each layer, on `head_grid`", taxonomy.map_names),)
+        unit = "probability of each layer, on `head_grid`"
+        self.outputs = (
+            Output(name="probabilities", kind="raster", unit=unit, names=taxonomy.map_names, area=Area.of(grid)),
+        )
 
     def network(self, channels: int) -> TaskNetwork:
         from perception.tasks.map.network import MapSegmentationHead
@@ -209,8 +212,8 @@ class MapTask(Task[np.ndarray]):
             }
         return {"cells": area.rasterize(frame, self.grid), "known": np.array(True)}
 
-    def result(self, outputs: Arrays) -> np.ndarray:
-        return outputs["probabilities"]
+    def from_arrays(self, arrays: Arrays) -> np.ndarray:
+        return arrays["probabilities"]
 
     def memory(self) -> MapMemory:
         return MapMemory(self.grid, [layer.share for layer in self.taxonomy.map_layers])

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -27,8 +28,9 @@ from perception.tasks.occupancy.obstacles import (
     obstacle_clusters,
 )
 from perception.tasks.occupancy.rays import OCCUPIED, body_levels
-from perception.tasks.occupancy.result import LEVELS, OccupancyResult, levels_of, probabilities_of
-from perception.tasks.task import Output, Task
+from perception.tasks.occupancy.result import LEVELS, OccupancyResult
+from perception.tasks.outputs import Area, Output
+from perception.tasks.task import Task
 from perception.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -123,20 +125,30 @@ class OccupancyTask(Task[OccupancyResult]):
     metric = OccupancyMetric
     Config = OccupancyHead
     files: ClassVar[Mapping[str, str]] = {"obstacles": OBSTACLES}
-    # The memory ignores NaN.
-    instead_of_non_finite: ClassVar[Mapping[str, float]] = {"occupied": np.nan, "others": np.nan, "free": 0.0}
 
     def __init__(self, config: OccupancyHead, grid: BevGrid, taxonomy: Taxonomy) -> None:
         super().__init__(config, grid, taxonomy)
         self.voxels, self.classes = config.voxels(grid.reference), occupancy_classes(taxonomy)
         low, height = self.voxels.z[0], self.voxels.edges[2]
         levels = tuple(f"{low + i * height:g} m" for i in range(self.voxels.shape[0]))
+        area = Area.of(self.voxels)
+        likelihood = partial(Output, kind="raster", names=levels, area=area, steps=LEVELS)
         self.outputs = (
-            Output("classes", f"index into {' '.join(self.classes)}; levels, rows, columns", labels=True),
-            Output("occupied", "probability that the voxel is not free, by the height of its level", levels),
-            Output("others", "probability of the class others, by the height of its level", levels),
             Output(
-                "free", "m, free distance by direction of 1 degree, from x counter-clockwise", cells=False, labels=True
+                name="classes",
+                kind="labels",
+                unit=f"index into {' '.join(self.classes)}; levels, rows, columns",
+                names=self.classes,
+                area=area,
+            ),
+            likelihood(name="occupied", unit="probability that the voxel is not free, by the height of its level"),
+            likelihood(name="others", unit="probability of the class others, by the height of its level"),
+            Output(
+                name="free",
+                kind="labels",
+                unit="m, free distance by direction of 1 degree, from x counter-clockwise",
+                cells=False,
+                instead=0.0,
             ),
         )
 
@@ -159,13 +171,8 @@ class OccupancyTask(Task[OccupancyResult]):
             classes[:, is_covered(columns.reshape(-1, 3), objects, margin).reshape(columns.shape[:2])] = UNKNOWN
         return {"classes": classes}
 
-    def result(self, outputs: Arrays) -> OccupancyResult:
-        # In steps, as those of the memory.
-        occupied, others = (probabilities_of(levels_of(outputs[name])) for name in ("occupied", "others"))
-        return OccupancyResult(outputs["classes"], occupied, others, outputs["free"], self.voxels)
-
-    def postprocessing(self) -> dict[str, Any]:
-        return {"levels": LEVELS}
+    def from_arrays(self, arrays: Arrays) -> OccupancyResult:
+        return OccupancyResult(**arrays, grid=self.voxels)
 
     def memory(self) -> ExplainedOccupancy:
         return ExplainedOccupancy(self.voxels, self.classes, self.config, self.taxonomy)

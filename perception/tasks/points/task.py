@@ -27,7 +27,8 @@ from perception.tasks.metric import (
     Weights,
     mean_known,
 )
-from perception.tasks.task import Output, Task, TaskConfig
+from perception.tasks.outputs import Output
+from perception.tasks.task import Task, TaskConfig
 from perception.taxonomy import PointClass, Taxonomy, load_taxonomy
 
 if TYPE_CHECKING:
@@ -248,8 +249,21 @@ class PointsTask(Task[ClassifiedPoints]):
     def __init__(self, config: PointsHead, grid: BevGrid, taxonomy: Taxonomy) -> None:
         super().__init__(config, grid, taxonomy)
         self.outputs = (
-            Output("classes", "point class of each of `points` by its index in the taxonomy", labels=True),
-            Output("confidence", "probability of this class; 0: padding", ("confidence",)),
+            Output(
+                name="classes",
+                kind="labels",
+                unit="point class of each of `points` by its index in the taxonomy",
+                names=taxonomy.point_names,
+                nowhere=("confidence", NONE),
+            ),
+            Output(
+                name="confidence",
+                kind="raster",
+                unit="probability of this class; 0: padding",
+                names=("confidence",),
+                result="probabilities",
+                squeeze=True,
+            ),
         )
 
     def network(self, channels: int) -> TaskNetwork:
@@ -265,13 +279,8 @@ class PointsTask(Task[ClassifiedPoints]):
             classes[: len(known)] = known[: len(classes)]
         return {"classes": classes}
 
-    def result(self, outputs: Arrays) -> ClassifiedPoints:
-        probabilities = outputs["confidence"][0]
-        return ClassifiedPoints(np.where(probabilities == 0, np.uint8(NONE), outputs["classes"]), probabilities)
-
-    def postprocessing(self) -> dict[str, Any]:
-        """The class of points without a probability."""
-        return {"none": NONE}
+    def from_arrays(self, arrays: Arrays) -> ClassifiedPoints:
+        return ClassifiedPoints(**arrays)
 
     def draw(self, frame: Frame, result: ClassifiedPoints, state: Any) -> list[PointLayer]:
         """The points that have a class."""

@@ -27,6 +27,7 @@ from perception.tasks.occupancy.network import ChannelToHeightHead, cross_entrop
 from perception.tasks.occupancy.rays import body_levels, make_free_rays
 from perception.tasks.occupancy.result import OccupancyResult, levels_of
 from perception.tasks.occupancy.task import OccupancyTask
+from perception.tasks.outputs import decode
 from perception.training.augment import draw_similarity
 
 COARSE = BevGrid((-25.6, 25.6), (-25.6, 25.6), cell=1.6)
@@ -471,13 +472,13 @@ def test_a_result_comes_back_from_its_file_bit_by_bit() -> None:
     np.testing.assert_allclose(near, outputs["occupied"], atol=0.5 / 253 + 1e-6)
     broken = {name: values.copy() for name, values in outputs.items()}
     broken["occupied"][1, :3], broken["others"][0, 1, 2], broken["free"][:2] = np.inf, np.nan, np.nan
-    kept, counts = TASK.drop_non_finite(broken)
-    assert counts == {"occupied": 96, "others": 1, "free": 2}
-    assert kept["free"][:2].tolist() == [0, 0]
-    seen = TASK.result(kept)
+    assert decode(TASK.outputs, broken)[1] == {"occupied": 96, "others": 1, "free": 2}
+    seen = TASK.result(broken)
+    assert seen.free[:2].tolist() == [0, 0]
     assert np.isnan(seen.occupied[1, :3]).all()
     assert np.isnan(seen.others[0, 1, 2])
-    np.testing.assert_array_equal(levels_of(seen.occupied), levels_of(kept["occupied"]))
+    finite = np.where(np.isinf(broken["occupied"]), np.nan, broken["occupied"])
+    np.testing.assert_array_equal(levels_of(seen.occupied), levels_of(finite))
     (layer,) = TASK.draw(driven(0, 0, 0, 0), seen, None)
     there = (np.nan_to_num(seen.occupied) > 0.5) & (seen.classes != FREE)
     np.testing.assert_array_equal(layer.centers, VOXELS.centers()[there])

@@ -21,6 +21,7 @@ import numpy as np
 
 LIBRARY = "TESSERA_LIBRARY"  # environment variable: path of libtessera.so, if it is not beside this file
 _DTYPES = (np.float32, np.float64, np.int32, np.int64, np.uint8, np.bool_)  # as in tessera_type
+_KINDS = ("boxes", "raster", "labels", "value")  # as in tessera_kind
 
 
 class _Options(ctypes.Structure):
@@ -62,11 +63,16 @@ class _Area(ctypes.Structure):
 class _Description(ctypes.Structure):
     _fields_ = [
         ("size", c_size_t), ("name", c_char_p), ("release", c_int64), ("reference", c_char_p), ("sweeps", c_int32),
-        ("oldest", c_double), ("spacing", c_double * 2), ("seconds", c_double), ("speed", c_double), ("map", _Area),
-        ("occupancy", _Area), *((name, POINTER(c_char_p)) for name in (
-            "cameras", "tasks", "class_names", "attributes", "map_names", "point_names", "occupancy_classes",
-            "condition_values", "condition_kinds",
-        )),
+        ("oldest", c_double), ("spacing", c_double * 2), ("seconds", c_double), ("speed", c_double),
+        *((name, POINTER(c_char_p)) for name in ("cameras", "condition_values", "condition_kinds")),
+        ("result_count", c_size_t),
+    ]  # fmt: skip
+
+
+class _Result(ctypes.Structure):
+    _fields_ = [
+        ("size", c_size_t), ("name", c_char_p), ("kind", c_int), ("unit", c_char_p), ("scale", c_double),
+        ("names", POINTER(c_char_p)), ("area", _Area),
     ]  # fmt: skip
 
 
@@ -127,10 +133,14 @@ class Runtime:
         self._require(self._library.tessera_open(ctypes.byref(options), ctypes.byref(self._handle)))
 
     def describe(self) -> dict[str, Any]:
-        """What the bundle tells its host, by the names of tessera_description."""
-        found = _sized(_Description)
+        """What the bundle tells its host, by the names of tessera_description, and `results`, by tessera_result's."""
+        found, results = _sized(_Description), list[dict[str, Any]]()
         self._require(self._library.tessera_describe(self._handle, ctypes.byref(found)))
-        return {name: _value(getattr(found, name)) for name, *_ in _Description._fields_[1:]}
+        for index in range(found.result_count):
+            result = _sized(_Result)
+            self._require(self._library.tessera_describe_result(self._handle, index, ctypes.byref(result)))
+            results.append({**_fields(result), "kind": _KINDS[result.kind]})
+        return {**_fields(found), "results": results}
 
     def step(self, frame: Any, conditions: Sequence[str] = ()) -> dict[str, np.ndarray]:
         """Results, inputs and outputs of a `perception.frame.Frame` by the names of `tessera_get`, until the next step.
@@ -256,6 +266,7 @@ def load() -> ctypes.CDLL:
         getattr(library, f"tessera_{name}").argtypes = [c_void_p]
     for name in ("step", "seconds", "describe"):
         getattr(library, f"tessera_{name}").argtypes = [c_void_p, c_void_p]
+    library.tessera_describe_result.argtypes = [c_void_p, c_size_t, c_void_p]
     for name in ("get", "weight"):
         getattr(library, f"tessera_{name}").argtypes = [c_void_p, c_char_p, c_void_p]
     return library
@@ -273,6 +284,10 @@ def _load_onnxruntime() -> None:
 
 def _sized(kind: Any) -> Any:
     return kind(size=ctypes.sizeof(kind))
+
+
+def _fields(struct: Any) -> dict[str, Any]:
+    return {name: _value(getattr(struct, name)) for name, *_ in struct._fields_[1:]}
 
 
 def _value(field: Any) -> Any:
