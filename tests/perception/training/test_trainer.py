@@ -12,12 +12,21 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from perception import config as c
 from perception.checkpoint import initialise, load_model, newest, provenance, save_model
-from perception.config import Config, Data, InitFrom, Schedule, Train, Validation
+from perception.config import (
+    Config,
+    Data,
+    InitFrom,
+    Schedule,
+    Train,
+    Validation,
+    find_config,
+    load_config,
+)
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.model import PerceptionModel
+from perception.parts import Grid, Lidar, Model, Trunk
 from perception.tasks.conditions.task import ConditionsConfig
 from perception.tasks.detection.config import DetectionHead
 from perception.tasks.map.task import MapHead
@@ -38,12 +47,12 @@ def minimal(**training: object) -> Config:
     """LiDAR and boxes at a size that trains at once."""
     return Config(
         name="minimal",
-        grid=c.Grid(cell=3.2),
+        grid=Grid(cell=3.2),
         data=Data(augment=None),
-        model=c.Model(
-            lidar=c.Lidar(max_pillars=200, points_per_pillar=3, channels=8, sweeps=0),
+        model=Model(
+            lidar=Lidar(max_pillars=200, points_per_pillar=3, channels=8, sweeps=0),
             fused_channels=8,
-            trunk=c.Trunk(channels=(8,), blocks=(1,), strides=(1,), up_channels=8, stride=1),
+            trunk=Trunk(channels=(8,), blocks=(1,), strides=(1,), up_channels=8, stride=1),
         ),
         tasks={"detection": DetectionHead(channels=8, top_k=20)},
         train=Train(**({"steps": 4, "batch": 2, "checkpoint_every": 2} | training)),
@@ -320,12 +329,12 @@ def test_parts_that_do_not_fit_are_named(tmp_path: Path) -> None:
 
 def test_no_precision_needs_no_quotes(tmp_path: Path) -> None:
     """YAML reads it as false, in a file and on the command line."""
-    tiny, written = c.find_config("tiny"), tmp_path / "a.yaml"
+    tiny, written = find_config("tiny"), tmp_path / "a.yaml"
     written.write_text(tiny.read_text().replace("train: {", "train: {precision: no, "))
-    for config in (c.load_config(written), c.load_config(tiny, ["train.precision=no"])):
+    for config in (load_config(written), load_config(tiny, ["train.precision=no"])):
         assert config.train.precision == "no"
     with pytest.raises(InputError, match="precision"):
-        c.load_config(tiny, ["train.precision=yes"])
+        load_config(tiny, ["train.precision=yes"])
 
 
 def test_what_cannot_be_trained_is_said_before_the_training(recorded: NuScenesTables, tmp_path: Path) -> None:
