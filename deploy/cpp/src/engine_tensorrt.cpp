@@ -48,13 +48,14 @@ void check(cudaError_t code, const char *call) {
     if (code) throw refused("CUDA: ", call, " gives ", cudaGetErrorName(code), " (", cudaGetErrorString(code), ")");
 }
 
-// Runs `body` on the device of an engine or a state, if there is one: CUDA's current device is of each thread. No
-// exception leaves it.
-template <typename Handle, typename Body>
-tessera_status guarded(const Handle *handle, char *error, const Body &body) {
+constexpr int kCurrent = -1;  // the device of the thread
+
+// Runs `body` on the device of an engine or a state: CUDA's current device is of each thread. No exception leaves it.
+template <typename Body>
+tessera_status guarded(int device, char *error, const Body &body) {
     tessera_status status = TESSERA_FAILED;
     try {
-        if (handle) check(cudaSetDevice(handle->device), "cudaSetDevice");
+        if (device != kCurrent) check(cudaSetDevice(device), "cudaSetDevice");
         return body(), TESSERA_OK;
     } catch (const Error &caught) {
         status = caught.status;
@@ -327,26 +328,26 @@ extern "C" const tessera_engine_table *tessera_engine() {
         TESSERA_ENGINE_VERSION,
         compiler(),
         [](const tessera_plan *plan, tessera_network **network, char *error) {
-            return guarded<tessera_network>(nullptr, error, [&] { *network = new TensorRtEngine(*plan); });
+            return guarded(kCurrent, error, [&] { *network = new TensorRtEngine(*plan); });
         },
         [](tessera_network *network) { delete static_cast<TensorRtEngine *>(network); },
         [](tessera_network *network, const void *const *inputs, void *const *outputs, tessera_state *state,
            char *error) {
-            return guarded(network, error, [&] {
+            return guarded(network->device, error, [&] {
                 static_cast<TensorRtEngine *>(network)->run(inputs, outputs, static_cast<DeviceState *>(state));
             });
         },
         [](tessera_network *network, tessera_state **state, char *error) {
-            return guarded(network, error,
+            return guarded(network->device, error,
                            [&] { *state = static_cast<TensorRtEngine *>(network)->new_state().release(); });
         },
         [](tessera_state *state) { delete static_cast<DeviceState *>(state); },
         [](tessera_state *state, char *error) {
-            return guarded(state, error, [&] { static_cast<DeviceState *>(state)->clear(); });
+            return guarded(state->device, error, [&] { static_cast<DeviceState *>(state)->clear(); });
         },
         [](tessera_state *state) { static_cast<DeviceState *>(state)->swap(); },
         [](tessera_state *state, float *values, char *error) {
-            return guarded(state, error, [&] { static_cast<DeviceState *>(state)->read(values); });
+            return guarded(state->device, error, [&] { static_cast<DeviceState *>(state)->read(values); });
         }};
     return &table;
 }
