@@ -367,7 +367,7 @@ ROS2_PARAMETERS = "ml_package.param.yaml"
 
 
 def parameters_content(manifest: Manifest) -> bytes:
-    """What the node in deploy/ros2 publishes with and a bundle does not say; lists of classes are by label."""
+    """The parameters of the node in deploy/ros2 that depend on the classes of a bundle; lists are by label."""
     classes, head = manifest.taxonomy.classes, manifest.tasks.get(DetectionTask.name)
     scores = head.score_thresholds if isinstance(head, DetectionHead) else ScoreThresholds()
     parameters = {

@@ -14,10 +14,10 @@ from perception.grid import Reference
 from perception.modules.spec import NEXT_STATE
 from perception.rig import Rig
 from perception.sensors.state import Moment
+from perception.tasks.outputs import DETECTIONS
 from perception.tasks.task import part_of
 
 _NAMES = ("labels", "attributes")  # of a detection
-_DETECTIONS = ("boxes", "scores", *_NAMES)
 QUANTITIES = ("center", "size", "heading", "velocity")  # of boxes
 AROUND = 4.0  # m, where another peak takes the place of one that rounding lowers
 _PAIRS = 1 << 14  # compared at once, or one detection with all
@@ -92,7 +92,7 @@ def ranked_differences(expected: Arrays, actual: Arrays, allowed: Ranked, compar
 def match_detections(expected: Arrays, actual: Arrays, index: int, compared: np.ndarray, allowed: Ranked) -> Matches:
     """Match each compared detection of one frame of the batch to the nearest that agrees within the tolerances."""
     mine, other = (
-        {k: side[k][index].reshape(compared.size, *side[k].shape[1 + compared.ndim :]) for k in _DETECTIONS}
+        {k: side[k][index].reshape(compared.size, *side[k].shape[1 + compared.ndim :]) for k in DETECTIONS}
         for side in (expected, actual)
     )
     ranks = np.flatnonzero(compared)

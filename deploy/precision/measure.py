@@ -68,7 +68,7 @@ class Bounds(Section):
 
 
 def outputs_of(tasks: Mapping[str, Task[Any]], *kinds: Kind) -> dict[str, Output]:
-    """TASK/NAME -> the output, of those of these kinds."""
+    """The outputs of these kinds, by the names of their tensors, TASK/NAME."""
     every = ((name, output) for name, task in tasks.items() for output in task.outputs)
     return {f"{name}/{output.name}": output for name, output in every if output.kind in kinds}
 

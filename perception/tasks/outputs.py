@@ -1,7 +1,7 @@
-"""What the tensors of a task's network mean, and how a runtime makes results of them. numpy only.
+"""The outputs of a task's network: their kinds and units, and how a runtime turns them into results. numpy only.
 
-Engines are compared, manifests written and results made by the kind of an output, never by a task's name; other
-runtimes read the same rules in the manifest (`deploy.manifest.ResultRules`).
+Engines are compared, manifests written and results made by the kind of an output, never by a task's name. The manifest
+has the same descriptions for runtimes in other languages.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from perception.grid import BevGrid, VoxelGrid
 from perception.io.section import Section
 
 Kind = Literal["boxes", "raster", "labels", "value"]
-LIST = ("boxes", "scores", "labels", "attributes")  # the outputs of a list of detections
+DETECTIONS = ("boxes", "scores", "labels", "attributes")  # the outputs of kind `boxes`
 
 
 class Area(Section):
@@ -42,7 +42,7 @@ class Output(Section):
 
     Attributes:
         kind:
-            boxes: one of `LIST`.
+            boxes: one of `DETECTIONS`, which together are a list of detections.
             raster: (B, channels, ...) numbers of cells, voxels or points.
             labels: (B, ...) indices of classes, or numbers of a table that are chosen by a threshold.
             value: (B, channels) numbers of the whole frame.
@@ -57,7 +57,7 @@ class Output(Section):
         instead: of a raster or of numbers of a table, the result where the network gave no finite number; None: NaN.
         steps: of a raster of probabilities, the number of steps to which results are rounded; 0: they are not.
         nowhere: of labels, the output that is 0 where there is none, and the label that stands for none.
-        groups: of a value, the sizes of its parts, each of which sums to 1.
+        groups: of a value, the sizes of its groups of probabilities; each group sums to 1.
         doubt: of a value with groups, the output with a number for each group, above which its probabilities become
             equal.
         suppression: of boxes, the settings of `detection.nms`; None: there is none.
@@ -89,11 +89,10 @@ def decode(outputs: Sequence[Output], tensors: Arrays) -> tuple[dict[str, np.nda
     Detections stay a list of candidates; those with such a number get a score of -1, and count once, for the boxes.
     """
     finite = {each.name: np.isfinite(tensors[each.name]) for each in outputs}
-    if any(each.kind == "boxes" for each in outputs):
-        return _without_damaged(tensors, finite)
-    counts = {name: int(np.count_nonzero(~known)) for name, known in finite.items() if not known.all()}
-    results = {}
-    for each in outputs:
+    others = [each for each in outputs if each.kind != "boxes"]
+    results, counts = _without_damaged(tensors, finite) if len(others) < len(outputs) else ({}, {})
+    counts |= {each.name: int(np.count_nonzero(~finite[each.name])) for each in others if not finite[each.name].all()}
+    for each in others:
         if each.result is None:
             continue
         found = tensors[each.name]
@@ -113,21 +112,22 @@ def decode(outputs: Sequence[Output], tensors: Arrays) -> tuple[dict[str, np.nda
 
 
 def _without_damaged(tensors: Arrays, finite: Arrays) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    detections = {name: tensors[name] for name in DETECTIONS}
     damaged = ~(finite["boxes"].all(axis=-1) & finite["scores"])
     if not damaged.any():
-        return dict(tensors), {}
+        return detections, {}
     boxes = np.where(damaged[..., None], 0, tensors["boxes"])
     scores = np.where(damaged, -1, tensors["scores"])  # below every threshold
-    return {**tensors, "boxes": boxes, "scores": scores}, {"boxes": int(np.count_nonzero(damaged))}
+    return {**detections, "boxes": boxes, "scores": scores}, {"boxes": int(np.count_nonzero(damaged))}
 
 
 def _value(output: Output, tensors: Arrays, damaged: Mapping[str, int]) -> np.ndarray:
     """(channels,) float64, or (0,) if a number that it depends on is not finite."""
-    name, limit = output.doubt or (output.name, np.inf)
-    if output.name in damaged or name in damaged:
+    if not damaged.keys().isdisjoint({output.name, *(output.doubt or ())[:1]}):
         return np.zeros(0)
     values = tensors[output.name].astype(np.float64)
-    parts = np.split(values, np.cumsum(output.groups)[:-1])
-    for part, doubt in zip(parts, tensors[name], strict=False):
-        part[:] = 1 / len(part) if doubt > limit else part
+    if output.doubt is not None:
+        name, limit = output.doubt
+        for part, doubt in zip(np.split(values, np.cumsum(output.groups)[:-1]), tensors[name], strict=True):
+            part[:] = 1 / len(part) if doubt > limit else part
     return values

@@ -129,7 +129,7 @@ def without_cameras() -> Bundle:
 
 
 def described(bundle: Bundle) -> dict[str, Any]:
-    """What a host must know, by the Python package."""
+    """The description that a host expects, made of the manifest by the Python package."""
     manifest, taxonomy = bundle.manifest, bundle.manifest.taxonomy
     state, sweeps, nowhere = manifest.state, manifest.preprocessing.sweeps, (0.0, 0.0)
     none = {"x": nowhere, "y": nowhere, "z": nowhere, "cell": 0.0, "height": 0.0}
@@ -212,6 +212,8 @@ def test_a_manifest_without_names_is_refused(tmp_path: Path) -> None:
         lambda content: content["results"]["map"][0].update(kind="volume"),
         lambda content: content["results"]["map"][0]["area"].update(x=[0.0]),
         lambda content: content["results"].update(map=7),
+        lambda content: content["results"]["map"][0].update(squeeze=True),
+        lambda content: content["results"]["map"][0].update(name="layers"),
         lambda content: content["taxonomy"]["conditions"].update(weather=[7]),
         lambda content: content["preprocessing"]["sweeps"].update(oldest="1 s"),
     )):  # fmt: skip

@@ -40,16 +40,15 @@ def test_its_results_have_the_bytes_of_the_python_runtime(gauge: Bundle) -> None
         found = runtime.step(next(drive()))
         assert described["gauge/field"]["names"] == BANDS
         assert described["gauge/reading"]["scale"] == 200
-        assert 100 < found["gauge/reading"].mean() < 300
         np.testing.assert_array_equal(found["gauge/highest"], found["gauge/field"].argmax(axis=0))
 
 
 @pytest.mark.slow("exports a network")
 def test_its_tolerances_are_in_proportion_to_its_scale(gauge: Bundle) -> None:
-    """A right engine, whose rounding is that of FP16, passes, and one that is off by a tenth of the scale does not."""
-    allowed = gauge.manifest.tolerances
+    """An engine that is off by one step of FP16 passes; one that is off by a tenth of the scale does not."""
+    allowed, scale = gauge.manifest.tolerances, Gauge.outputs[0].scale
     for frame in gauge.golden_frames():
-        for off, right in ((0.125, True), (20.0, False)):
+        for off, right in ((np.spacing(np.float16(scale)), True), (scale / 10, False)):
             wrong = {"gauge/reading": frame.outputs["gauge/reading"] + np.float32(off)}
             found = differences(frame.outputs, {**frame.outputs, **wrong}, allowed, frame.compared)
             assert (not found) == right, (off, found)

@@ -167,9 +167,17 @@ Output read_output(const Reader &read, const std::string &task, const std::strin
 }
 
 void read_results(const Reader &read, Manifest &into) {
-    for (const auto &task : read.at("/results").items())
-        for (const std::string &place : read.items("/results/" + task.key()))
-            into.results.push_back(read_output(read, task.key(), place));
+    for (const auto &task : read.at("/results").items()) {
+        for (const std::string &place : read.items("/results/" + task.key())) {
+            const Output &rules = into.results.emplace_back(read_output(read, task.key(), place));
+            const auto tensor = std::find_if(into.outputs.begin(), into.outputs.end(),
+                                             [&rules](const TensorInfo &each) { return each.name == rules.tensor; });
+            read.require(tensor != into.outputs.end(), place, "is no output of the network");
+            // Else the result would have less room than the numbers.
+            read.require(!rules.squeeze || (tensor->shape.size() > 1 && tensor->shape[1] == 1), place + "/squeeze",
+                         "is for an output with one channel");
+        }
+    }
 }
 
 Manifest read_fields(const Json &json, const Reader &read) {

@@ -37,12 +37,12 @@ float rounded(float probability, float steps) {
     return step / steps;
 }
 
-// A float becomes the number of the rules where it is not finite.
+// `instead` of the rules takes the place of a number that is not finite.
 void decode_numbers(const Output &rules, const float *from, size_t n, float *into) {
     const auto steps = static_cast<float>(rules.steps);
     for (size_t i = 0; i < n; ++i) {
-        if (!std::isfinite(from[i])) into[i] = rules.instead;
-        else into[i] = rules.steps ? rounded(from[i], steps) : from[i];
+        const float value = std::isfinite(from[i]) ? from[i] : rules.instead;
+        into[i] = rules.steps ? rounded(value, steps) : value;
     }
 }
 

@@ -47,7 +47,7 @@ from perception.tasks.detection.task import DetectionTask
 from perception.tasks.network import PointFeatures
 from perception.tasks.occupancy.labels import UNKNOWN
 from perception.tasks.occupancy.result import OccupancyResult
-from perception.tasks.outputs import decode
+from perception.tasks.outputs import Output, decode
 from perception.tasks.points.task import ClassifiedPoints
 from perception.tasks.task import Task
 from perception.training.adapt import adapt, add_task
@@ -207,6 +207,17 @@ def test_perfect_outputs_decode_to_the_labels_and_lose_nothing(name, frames, tab
         assert other[term].counts.sum() > 0, term
     worse = network.losses({key: torch.randn(values.shape) for key, values in dense.items()}, labels)
     assert all(loss.mean().item() > 0.01 for loss in worse.values())
+
+
+def test_outputs_beside_detections_are_decoded_by_their_own_kinds() -> None:
+    task = default("detection", FINE)
+    found = {"boxes": np.ones((3, 10), np.float32), "scores": np.ones(3, np.float32)}
+    found |= dict.fromkeys(("labels", "attributes"), np.zeros(3, np.int64))
+    beside = Output(name="slope", kind="value", unit="degrees", names=("along", "across"))
+    for slope, expected, count in (([1, 2], [1, 2], {}), ([1, np.nan], [], {"slope": 1})):
+        results, counts = decode((*task.outputs, beside), {**found, "slope": np.array(slope, np.float32)})
+        assert (results["slope"].tolist(), counts) == (expected, count)
+        assert len(task.from_arrays({name: results[name] for name in found})) == 3
 
 
 def anchors() -> DetectionTask:

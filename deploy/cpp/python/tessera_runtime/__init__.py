@@ -133,7 +133,7 @@ class Runtime:
         self._require(self._library.tessera_open(ctypes.byref(options), ctypes.byref(self._handle)))
 
     def describe(self) -> dict[str, Any]:
-        """What the bundle tells its host, by the names of tessera_description, and `results`, by tessera_result's."""
+        """Return the fields of tessera_description, and `results`: for each result the fields of tessera_result."""
         found, results = _sized(_Description), list[dict[str, Any]]()
         self._require(self._library.tessera_describe(self._handle, ctypes.byref(found)))
         for index in range(found.result_count):
