@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from deploy.engine import Engine, in_sequence
 from deploy.golden import GoldenFrame, require_golden
 from deploy.golden_file import golden_content, read_golden, require_end_to_end
 from deploy.integrity import (
@@ -43,7 +44,6 @@ from deploy.integrity import (
     require_nothing_else,
 )
 from deploy.manifest import MANIFEST, Manifest, no_bundle, parse_manifest
-from deploy.state import Engine, in_sequence
 from deploy.targets import WITH_DLA, is_same_compiler
 from deploy.trust import Trust
 from perception.errors import InputError
@@ -51,8 +51,8 @@ from perception.frame import Arrays
 from perception.io.files import atomic_folder, restore_folder, write_atomically
 from perception.io.section import Section
 from perception.scene.health.statistics import Statistics
+from perception.sensors import sensor_facts
 from perception.sensors.inputs import InputSpec
-from perception.taxonomy import SENSORS
 
 if TYPE_CHECKING:
     from deploy.signature import Signer
@@ -88,13 +88,10 @@ class StoredPlan(Content):
     record_data: bytes = field(repr=False)  # the content of the record's file
 
 
-# Facts other than conditions that modules can require, see deploy.route.steering_inputs.
-SENSOR_FACTS = (*SENSORS, *(f"no-{sensor}" for sensor in SENSORS))
-
-
 def require_vocabulary(file: Path, manifest: Manifest) -> None:
     """Raise InputError if a route or a module requires a fact that no frame can have, or the tasks' names differ."""
     conditions = manifest.taxonomy.condition_values
+    facts = (*conditions, *sensor_facts(), *(f"no-{sensor}" for sensor in sensor_facts()))
     for name, task in manifest.tasks.items():
         try:
             task.require_taxonomy(manifest.taxonomy)
@@ -103,7 +100,7 @@ def require_vocabulary(file: Path, manifest: Manifest) -> None:
     for key, names, known in (
         ("routes", manifest.routes, conditions),
         ("apart", manifest.apart, conditions),
-        *((f"banked.{m.name}.asks", m.asks, (*conditions, *SENSOR_FACTS)) for m in manifest.banked),
+        *((f"banked.{m.name}.asks", m.asks, facts) for m in manifest.banked),
     ):
         for fact in (fact for name in names for fact in name.split("+") if fact != "base"):
             if fact not in known:

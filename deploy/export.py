@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from rich.table import Table
 
 from deploy.bundle import CALIBRATION, CPU_ONNX, MODULES, ONNX, STATISTICS, Bundle, write_bundle
 from deploy.check import measure, open_to_measure
+from deploy.engine import Engine, in_sequence
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import GoldenFrame, require_agreement, require_golden, synthetic_frame
 from deploy.golden_file import drive_of, with_sensors
@@ -30,7 +31,7 @@ from deploy.manifest import (
     contract_of,
 )
 from deploy.onnx_export import OPSET, TorchEngine, find_frame_with_state, run, serialise, to_onnx
-from deploy.precision.calibrate import Clip, Drives, prepare_clip, with_state
+from deploy.precision.calibrate import Clip, Drives, with_state
 from deploy.precision.convert import convert
 from deploy.precision.measure import make_golden_frames, structure_sha256
 from deploy.precision.quantise import Ranges
@@ -38,7 +39,6 @@ from deploy.recordings.drives import is_recording
 from deploy.recordings.ros_types import AVAILABILITY, LABELS
 from deploy.route import BankedModule, parse_conditions, route_name, steering_inputs
 from deploy.signature import signer
-from deploy.state import STATE, Engine, in_sequence
 from deploy.street import STREET, street_frames
 from deploy.tolerances import Precision, Tolerances
 from deploy.trust import Release
@@ -47,24 +47,18 @@ from perception.errors import InputError
 from perception.frame import Arrays, Conditions
 from perception.model import PerceptionModel
 from perception.modules.files import read_records
+from perception.modules.memories import limits_of, memories_of
 from perception.modules.routing.fixed import SteeredRouter
-from perception.modules.spec import NEXT_STATE, STATE_INPUTS
-from perception.sensors.state import Limits, Moment
+from perception.sensors.inputs import InputSpec, prepare
+from perception.session import follow
+from perception.state import MOTION_INPUTS, Moment, states_of
 from perception.tasks import TASKS
-from perception.tasks.detection.config import DetectionHead, ScoreThresholds
-from perception.tasks.detection.task import DetectionTask
+from perception.tasks.published import ScoreThresholds
 from perception.tasks.task import Task
 
-UNITS = {
-    "pillar_points": "x y z m, intensity 0-255, dt s; reference frame, grouped by pillar, zeros as padding",
-    "pillar_counts": "points in the pillar; 0: padding",
-    "pillar_cells": "row * columns + column on the pillar grid; rows * columns: padding",
-    "points": "x y z m, intensity 0-255, dt s; the keyframe's first points in their order, zeros as padding",
-    "point_cells": "row * columns + column on the pillar grid; rows * columns: outside, and padding",
+UNITS = {  # of inputs that no sensor gives
     "route": "weight of each module, in the order of `banked`; 1: it runs",
-    "images": "RGB 0-255, in the order of `rig.cameras`; zeros where missing",
-    "image_from_reference": "pixels of the network's picture per m; zeros where missing",
-    "state": "next_state of the frame before; any finite numbers where state_valid is 0",
+    "next_state": "fused features with the memory, the largest in each cell of the next frame's `state`",
     "current_from_previous": "moves points at rest from the reference frame of the frame before to this one's, m",
     "state_valid": "1; 0 to forget the state",
     "elapsed": "s since the frame before; 0 where state_valid is 0",
@@ -107,13 +101,15 @@ def make_network(
     converted = convert(graph, precision, folded.calibration_inputs(recorded, engine), trained.tasks)
     if precision != "fp32":
         proofs, tolerances = make_golden_frames(converted.graphs, precision, frames, trained.tasks)
+    units = _units(trained.config.spec, trained.tasks, outputs)
+    units |= {"conditions": f"1 if it is known to hold: {' '.join(folded.values)}"}
     facts = NetworkFacts(
         opset=OPSET,
         precision=precision,
         blocks=converted.blocks,
         tolerances=tolerances,
-        inputs=_describe(example, UNITS | {"conditions": f"1 if it is known to hold: {' '.join(folded.values)}"}),
-        outputs=_describe(outputs, _units(trained.tasks)),
+        inputs=_describe(example, units),
+        outputs=_describe(outputs, units),
         routes=folded.names,
         folded=model.bank.folded,
         inline=tuple(name for name in model.bank.modules if name not in {each.name for each in folded.banked}),
@@ -138,9 +134,9 @@ class _FoldedModel:
         first = find_frame_with_state(trained, golden, self._routes[0])
         expected = [run(trained, first, each)[0] for each in self._routes]  # tells prompts the size of their input, too
         self.model, inputs = trained.deployed(*self._routes), [first, *golden.values()]
-        if not self.model.memory.computations:  # no route has a memory
-            inputs = [_without(frame, STATE_INPUTS) for frame in inputs]
-            expected = [_without(each, (NEXT_STATE,)) for each in expected]
+        if not self.model.no_states(1):  # no route has a memory
+            inputs = [_without(frame, (*trained.no_states(1), *MOTION_INPUTS)) for frame in inputs]
+            expected = [_without(each, states_of(each).values()) for each in expected]
         self.banked, conditional = _list_banked_modules(trained, self.model)
         self.values = taxonomy.condition_values if conditional else ()  # of the input `conditions`
         steering = steering_inputs(self._routes[0], first, self.banked, self.values)
@@ -173,14 +169,22 @@ def _without(arrays: Mapping[str, np.ndarray], names: Collection[str]) -> dict[s
 
 
 def _describe_state(trained: PerceptionModel, outputs: Mapping[str, np.ndarray]) -> State | None:
-    limits = Limits.of(trained.config.modules)
-    if limits is None or NEXT_STATE not in outputs:
+    limits, states = limits_of(trained.config.modules), states_of(outputs)
+    if limits is None or not states:
         return None
-    shape, dtype = outputs[NEXT_STATE].shape, outputs[NEXT_STATE].dtype.name
-    pair = StatePair(input=STATE, output=NEXT_STATE, shape=shape, dtype=dtype)
-    spacings = [part.spacing for module in trained.config.modules for part in module.memories]
+    pairs = [
+        StatePair(
+            input=name,
+            output=output,
+            shape=outputs[output].shape,
+            dtype=outputs[output].dtype.name,
+            warp=trained.memory.states.get(name, "none"),
+        )
+        for name, output in states.items()
+    ]
+    spacings = [memory.spacing for memory in memories_of(*trained.config.modules)]
     spacing = max(least for least, _ in spacings), max(most for _, most in spacings)
-    return State(pairs=(pair,), spacing=spacing, seconds=limits.seconds, speed=limits.speed)
+    return State(pairs=tuple(pairs), spacing=spacing, seconds=limits.seconds, speed=limits.speed)
 
 
 def _list_banked_modules(trained: PerceptionModel, model: PerceptionModel) -> tuple[tuple[BankedModule, ...], bool]:
@@ -193,9 +197,14 @@ def _list_banked_modules(trained: PerceptionModel, model: PerceptionModel) -> tu
     ), model.router.conditional
 
 
-def _units(tasks: Mapping[str, Task[Any]]) -> dict[str, str]:
-    units = {f"{name}/{output.name}": output.unit for name, task in tasks.items() for output in task.outputs}
-    return units | {NEXT_STATE: "fused features with the memory, the largest in each cell of the next frame's `state`"}
+def _units(spec: InputSpec, tasks: Mapping[str, Task[Any]], outputs: Iterable[str]) -> dict[str, str]:
+    """Unit and meaning of inputs and outputs, by name."""
+    units = {name: array.unit for sensor in spec.sensors.values() for name, array in sensor.inputs.items()}
+    units |= {f"{name}/{output.name}": output.unit for name, task in tasks.items() for output in task.outputs}
+    for name, output in states_of(outputs).items():
+        units[name] = f"{output} of the frame before; any finite numbers where state_valid is 0"
+        units[output] = f"`{name}` of the next frame"
+    return units | UNITS
 
 
 def _describe(arrays: Mapping[str, np.ndarray], units: Mapping[str, str]) -> tuple[TensorInfo, ...]:
@@ -280,8 +289,8 @@ class _Exporter:
             self.statistics = measure(opened, spec)
         self.frames = {"first": synthetic_frame(spec.grid.reference, spec.rig), **street_frames(spec)}  # golden ones
         self.moments = {name: Moment.of(replace(frame, scene=drive_of(name))) for name, frame in self.frames.items()}
-        inputs = prepare_clip([*self.frames.values()], spec, [*self.moments.values()])
-        self.golden = dict(zip(self.frames, inputs, strict=True))
+        clip = [(self.moments[name], prepare(frame, spec)) for name, frame in self.frames.items()]
+        self.golden = {name: inputs for name, (inputs, _) in zip(self.frames, follow(clip, spec.memory), strict=True)}
         # INT8: inputs of the calibration frames.
         self.recorded = self.calibration.inputs(spec) if self.calibration and precision == "int8" else {}
 
@@ -323,8 +332,7 @@ class _Exporter:
             rig=config.rig,
             grid=config.grid,
             head_grid=config.grid.model_copy(update={"cell": config.grid.cell * config.model.trunk.stride}),
-            lidar=config.model.lidar,
-            camera=config.model.camera,
+            sensors=config.model.sensors,
             tasks=config.tasks,
             modules=tuple(module.name for module in config.modules),
             origin=source,
@@ -368,8 +376,8 @@ ROS2_PARAMETERS = "ml_package.param.yaml"
 
 def parameters_content(manifest: Manifest) -> bytes:
     """The parameters of the node in deploy/ros2 that depend on the classes of a bundle; lists are by label."""
-    classes, head = manifest.taxonomy.classes, manifest.tasks.get(DetectionTask.name)
-    scores = head.score_thresholds if isinstance(head, DetectionHead) else ScoreThresholds()
+    classes, thresholds = manifest.taxonomy.classes, [task.thresholds for task in manifest.heads.values()]
+    scores = next(filter(None, thresholds), ScoreThresholds())
     parameters = {
         "class_labels": [LABELS[each.ros_class or "unknown"] for each in classes],
         "class_orientations": [AVAILABILITY[each.heading] for each in classes],

@@ -11,9 +11,8 @@ from deploy.tolerances import Ranked, Spread, Tolerances
 from perception.errors import InputError
 from perception.frame import Arrays, Camera, Frame
 from perception.grid import Reference
-from perception.modules.spec import NEXT_STATE
 from perception.rig import Rig
-from perception.sensors.state import Moment
+from perception.state import Moment, states_of
 from perception.tasks.outputs import DETECTIONS
 from perception.tasks.task import part_of
 
@@ -273,8 +272,8 @@ class GoldenFrame:
         graph: the file whose outputs they are; INT8 has one for TensorRT and one for ONNX Runtime.
         sensors: what its inputs are made of; only the frame of `deploy.golden_file` has it.
         results: what is made of its outputs, TASK/NAME; of that frame too.
-        moment: where and when it was recorded; of a network with a memory. Its inputs then have no `state`: it is what
-            the network made of the frame before, of which its outputs have the `sampled` cells.
+        moment: where and when it was recorded; of a network with a memory. Its inputs then have no states, which are
+            what the network made of the frame before, and its outputs have the next ones as `sampled`.
     """
 
     name: str
@@ -306,9 +305,10 @@ def differences(expected: Arrays, actual: Arrays, allowed: Tolerances, compared:
             elif off.mean > most.mean:
                 problems.append(f"{name} is off by {off.mean:.2%} of {channel} in the mean")
     if allowed.state is not None:
-        apart = state_difference(expected[NEXT_STATE], actual[NEXT_STATE])
-        if apart > allowed.state:
-            problems.append(f"{NEXT_STATE} is off by {apart:.2%}")
+        for name in states_of(expected).values():
+            apart = state_difference(expected[name], actual[name])
+            if apart > allowed.state:
+                problems.append(f"{name} is off by {apart:.2%}")
     for name, most_differing in allowed.labels.items():
         share = differing(expected[name], actual[name])
         if share > most_differing:

@@ -12,17 +12,17 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from deploy.engine import sampled
 from deploy.golden import CLOSE, GREY_LEVELS, ROUNDED, GoldenFrame
 from deploy.integrity import Content
 from deploy.manifest import Manifest, TensorInfo
-from deploy.state import STATE, sampled
 from deploy.tolerances import REMEDY
 from perception.errors import InputError
-from perception.frame import Arrays, Camera, Frame
+from perception.frame import Arrays, Camera, Frame, Scan
 from perception.grid import Reference
-from perception.modules.spec import NEXT_STATE, STATE_INPUTS
 from perception.sensors.inputs import PILLARS, no_sensors, prepare, without_padding
-from perception.sensors.state import Moment, state_inputs
+from perception.session import follow
+from perception.state import MOTION_INPUTS, Moment, states_of
 from perception.tasks.task import Task, add_prefix, to_prediction
 
 # Each frame has tensors `NAME.inputs.*` and, for each graph, `NAME.GRAPH.outputs.*` and `NAME.GRAPH.compared.*`.
@@ -78,7 +78,7 @@ def drive_of(name: str) -> str:
 
 
 def _stored(output: TensorInfo) -> TensorInfo:
-    if output.name != NEXT_STATE:
+    if not states_of([output.name]):
         return output
     return output.model_copy(update={"shape": sampled(np.broadcast_to(np.float32(0), output.shape)).shape})
 
@@ -97,9 +97,9 @@ def _below(tensors: Mapping[str, np.ndarray], start: str) -> dict[str, np.ndarra
 
 def _pad_inputs(file: Path, tensors: Mapping[str, np.ndarray], side: str, manifest: Manifest) -> dict[str, np.ndarray]:
     inputs = {}
-    padding = no_sensors(manifest.spec)
+    padding, states = no_sensors(manifest.spec), states_of(each.name for each in manifest.outputs)
     for described in manifest.inputs:
-        if described.name == STATE:
+        if described.name in states:
             continue
         if described.name in PILLARS:
             stored = tensors.get(f"{side}.{described.name}", np.zeros((0, 0)))
@@ -135,6 +135,9 @@ def with_sensors(golden: GoldenFrame, frame: Frame, tasks: Mapping[str, Task[Any
         arrays[f"cameras/{name}/rgb"] = np.frombuffer(zlib.compress(camera.image.tobytes(), 9), np.uint8)
         arrays[f"cameras/{name}/size"] = np.array(camera.image.shape[:2], np.int64)
         arrays |= {f"cameras/{name}/{matrix}": getattr(camera, matrix) for matrix in _MATRICES}
+    for name, scan in frame.scans.items():
+        arrays |= {f"scans/{name}/{scan.kind}/{part}": array for part, array in scan.arrays.items()}
+        arrays[f"scan_times/{name}"] = np.array([scan.timestamp - frame.timestamp], np.int64)
     return replace(golden, sensors=arrays, results=_results(tasks, golden.outputs))
 
 
@@ -146,8 +149,14 @@ def _frame(sensors: Arrays, reference: Reference) -> Frame:
         picture = np.frombuffer(zlib.decompress(packed.tobytes()), np.uint8).reshape(*size, 3)
         matrices: dict[str, Any] = {matrix: sensors[f"cameras/{name}/{matrix}"] for matrix in _MATRICES}
         cameras[name] = Camera(image=picture, timestamp=0, **matrices)
+    scans: dict[str, Scan] = {}
+    for key, array in sensors.items():
+        if key.startswith("scans/"):
+            _, name, kind, part = key.split("/", 3)
+            known = scans[name].arrays if name in scans else {}
+            scans[name] = Scan(kind, int(sensors[f"scan_times/{name}"][0]), {**known, part: array})
     arrays: dict[str, Any] = {"points": None, **{name: each for name, each in sensors.items() if name in _FIELDS}}
-    return Frame(token="golden", timestamp=0, reference=reference, cameras=cameras, **arrays)
+    return Frame(token="golden", timestamp=0, reference=reference, cameras=cameras, scans=scans, **arrays)
 
 
 def _results(tasks: Mapping[str, Task[Any]], outputs: Arrays) -> dict[str, np.ndarray]:
@@ -175,20 +184,20 @@ def _differing(golden: GoldenFrame, manifest: Manifest) -> list[str]:
     """Names of the inputs that the sensor data do not give, and of the results that the outputs do not give."""
     frame = _frame(golden.sensors, manifest.grid.reference)
     found = prepare(frame, manifest.spec) | _results(manifest.heads, golden.outputs)
-    steering = ("route", "conditions", *STATE_INPUTS)
+    steering = ("route", "conditions", *MOTION_INPUTS)
     stored = {name: each for name, each in golden.inputs.items() if name not in steering} | {**golden.results}
     return [name for name, expected in stored.items() if not _is_same(name, expected, found[name])]
 
 
 def _differing_motions(golden: Sequence[GoldenFrame], manifest: Manifest) -> list[str]:
     """Names of the inputs of the memory that the moments of the golden frames do not give."""
-    off, before, limits = [], None, manifest.spec.memory
-    for frame in golden:
-        if limits is not None and frame.moment is not None:
-            found = state_inputs(before, frame.moment, limits)
-            off += [f"{name} of {frame.name}" for name in found if not _is_same(name, frame.inputs[name], found[name])]
-            before = frame.moment
-    return off
+    followed = follow([(frame.moment, frame.inputs) for frame in golden], manifest.spec.memory)
+    return [
+        f"{name} of {frame.name}"
+        for frame, (inputs, _) in zip(golden, followed, strict=True)
+        for name in MOTION_INPUTS
+        if name in inputs and not _is_same(name, frame.inputs[name], inputs[name])
+    ]
 
 
 def _is_same(name: str, expected: np.ndarray, actual: np.ndarray) -> bool:

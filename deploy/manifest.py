@@ -10,56 +10,25 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime, Field, ValidationError
 
-from deploy import golden, state
+from deploy import engine, golden
 from deploy.integrity import Content
 from deploy.route import BankedModule
 from deploy.tolerances import Precision, Tolerances
-from perception.datasets import sweeps as lidar_sweeps
 from perception.errors import InputError
 from perception.grid import Reference
 from perception.io.section import Section
-from perception.modules.spec import NEXT_STATE, STATE_INPUTS
-from perception.parts import CameraBranch, Grid, Lidar
+from perception.parts import Grid
 from perception.rig import Rig
 from perception.scene import admission
-from perception.sensors.camera import picture
-from perception.sensors.inputs import PRESENCE, InputSpec
-from perception.sensors.state import RIGID, Limits
+from perception.sensors import SENSORS, SensorConfigs
+from perception.sensors.camera.sensor import PictureRules
+from perception.sensors.inputs import InputSpec, presence_inputs
+from perception.sensors.lidar.sensor import PillarRules, SweepRules
+from perception.state import MOTION_INPUTS, RIGID, Limits, states_of
 from perception.tasks import TaskConfigs, counted_truth, point_places, tasks_of
 from perception.tasks.outputs import Output
 from perception.tasks.task import Task
 from perception.taxonomy import Taxonomy
-
-
-class PillarRules(Section):
-    """How points become pillars; cells are rows (along y) times columns (along x)."""
-
-    rows: int
-    columns: int
-    cell: float  # m
-    x: tuple[float, float]  # m; a point is inside from the first to before the second
-    y: tuple[float, float]
-    z: tuple[float, float]
-    most: int  # pillars
-    points: int  # of a pillar: the first ones in the order of the frame
-    overflow: Literal["fullest", "first"]  # the pillars that stay if there are more
-
-
-class SweepRules(Section):
-    """Which earlier sweeps are added to the keyframe's, and which points are left out."""
-
-    most: int  # earlier sweeps of each LiDAR
-    oldest: float  # s before the frame
-    own: float  # m from the sensor along x and along y: nearer points are of the vehicle, where the rig has no `own`
-
-
-class PictureRules(Section):
-    """How recorded pictures become the network's."""
-
-    cameras: tuple[str, ...]  # in the order of the input `images`
-    height: int
-    width: int
-    steps: int  # of a pixel, to which places between pixels are rounded
 
 
 class AdmissionRules(Section):
@@ -77,33 +46,17 @@ class Preprocessing(Section):
     """From a frame to the engine's inputs."""
 
     reference: Reference  # frame of reference of points, boxes and grids
-    sweeps: SweepRules | None
-    pillars: PillarRules | None
+    sweeps: SweepRules | None = None
+    pillars: PillarRules | None = None
     points: int  # places for single points of the keyframe; 0: no task reads them
-    pictures: PictureRules | None
+    pictures: PictureRules | None = None
+    # Input of a sensor of another kind, which a host makes -> each of its numbers where that is missing.
+    scanners: dict[str, int] = Field(default={})
     admission: AdmissionRules
 
     @staticmethod
     def of(spec: InputSpec) -> Preprocessing:
-        grid, sweeps, pillars, pictures = spec.grid, None, None, None
-        if spec.lidar is not None:
-            rows, columns = grid.shape
-            sweeps = SweepRules(most=spec.lidar.sweeps, oldest=lidar_sweeps.OLDEST, own=lidar_sweeps.ROOF)
-            pillars = PillarRules(
-                rows=rows,
-                columns=columns,
-                cell=grid.cell,
-                x=grid.x,
-                y=grid.y,
-                z=grid.z,
-                most=spec.lidar.max_pillars,
-                points=spec.lidar.points_per_pillar,
-                overflow=spec.lidar.overflow,
-            )
-        if spec.camera is not None:
-            size, cameras = spec.camera.image, spec.rig.sensors.cameras
-            pictures = PictureRules(cameras=cameras, height=size.height, width=size.width, steps=picture.STEPS)
-        rules = AdmissionRules(
+        limits = AdmissionRules(
             rigid=admission.RIGID,
             upright=admission.UPRIGHT,
             far=admission.FAR,
@@ -111,13 +64,12 @@ class Preprocessing(Section):
             largest=admission.LARGEST,
             state_rigid=RIGID,
         )
+        sections, scanners = dict[str, Any](), dict[str, int]()
+        for sensor in spec.sensors.values():
+            sections |= (rules := sensor.rules())
+            scanners |= {} if rules else {name: array.absent for name, array in sensor.inputs.items()}
         return Preprocessing(
-            reference=grid.reference,
-            sweeps=sweeps,
-            pillars=pillars,
-            points=spec.points,
-            pictures=pictures,
-            admission=rules,
+            reference=spec.grid.reference, points=spec.points, scanners=scanners, admission=limits, **sections
         )
 
 
@@ -133,7 +85,7 @@ class GoldenRules(Section):
     """How engines are compared on golden frames, beside the tolerances."""
 
     around: float = golden.AROUND  # m, where another detection may take the place of one
-    state_step: int = state.STEP  # rows and columns from one compared cell of a state to the next
+    state_step: int = engine.STEP  # rows and columns from one compared cell of a state to the next
     grey_levels: int = golden.GREY_LEVELS  # by which a pixel of a picture may differ
     rounded: float = golden.ROUNDED  # share of a picture's pixels that may differ more
     close: float = golden.CLOSE  # relative and absolute difference of other numbers
@@ -143,7 +95,7 @@ def contract_of(
     spec: InputSpec, tasks: Mapping[str, Task[Any]], inputs: Sequence[str], taxonomy: Taxonomy
 ) -> dict[str, Any]:
     """The sections of a network's manifest, by name."""
-    sensors = {fact: name for fact, name in PRESENCE.items() if name in inputs}
+    sensors = {fact: name for fact, name in presence_inputs().items() if name in inputs}
     values = taxonomy.condition_values if "conditions" in inputs else ()
     return {
         "preprocessing": Preprocessing.of(spec),
@@ -202,11 +154,13 @@ class StatePair(Section):
     output: str
     shape: tuple[int, ...]
     dtype: str  # numpy's name
-    frame: Literal["reference"] = "reference"  # of its rows and columns: that of the frame that it was computed on
+    # bev: its rows and columns are on the grid around the vehicle at that time, and the network moves it as that moves.
+    warp: Literal["bev", "none"] = "bev"
+    frame: Any = Field(default=None, exclude=True)  # of earlier bundles, whose states are all bev
 
 
 class State(Section):
-    """How the memory of a network goes from frame to frame: `perception.sensors.state` computes its other inputs."""
+    """How the states of a network go from frame to frame: `perception.state` computes its other inputs."""
 
     pairs: tuple[StatePair, ...]
     spacing: tuple[float, float]  # s from frame to frame in its training
@@ -233,6 +187,10 @@ class NetworkFacts(Section):
     structure_sha256: str  # of model.onnx without its weights; plans can be refitted between networks with equal hashes
     state: State | None = None  # of a network with a memory
 
+    @property
+    def states(self) -> tuple[StatePair, ...]:
+        return () if self.state is None else self.state.pairs
+
 
 class Manifest(NetworkFacts):
     """The content of manifest.json."""
@@ -245,8 +203,7 @@ class Manifest(NetworkFacts):
     rig: Rig  # the vehicle's sensors; its cameras are in the order of the input `images`
     grid: Grid
     head_grid: Grid  # of the cells that heads see
-    lidar: Lidar | None
-    camera: CameraBranch | None
+    sensors: SensorConfigs  # by kind
     tasks: TaskConfigs
     preprocessing: Preprocessing
     steering: Steering
@@ -261,11 +218,11 @@ class Manifest(NetworkFacts):
     def heads(self) -> dict[str, Task[Any]]:
         return tasks_of(self.tasks, self.head_grid.build(), self.taxonomy)
 
-    @property
+    @cached_property
     def spec(self) -> InputSpec:
         places, truth = point_places(self.tasks), counted_truth(self.tasks)
         memory = None if self.state is None else Limits(self.state.seconds, self.state.speed)
-        return InputSpec(self.grid.build(), self.lidar, self.camera, self.rig, places, truth, memory)
+        return InputSpec(self.grid.build(), self.sensors, self.rig, places, truth, memory)
 
     @property
     def input_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -275,10 +232,6 @@ class Manifest(NetworkFacts):
     def condition_values(self) -> tuple[str, ...]:
         """The values of the input `conditions`, in its order; empty for a network without it."""
         return self.steering.values
-
-    @property
-    def sensors(self) -> tuple[str, ...]:
-        return self.spec.sensors
 
 
 def read_manifest(bundle: Path) -> Manifest:
@@ -299,7 +252,7 @@ def parse_manifest(file: Content) -> Manifest:
     """Parse a manifest. InputError if it has a schema version that is not read, or is not of this version's network."""
     _require_schema(file.path, file.data)
     try:
-        manifest = Manifest.model_validate_json(file.data)
+        manifest = Manifest.model_validate_json(_with_sensors(file.data))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the text"
@@ -310,10 +263,23 @@ def parse_manifest(file: Content) -> Manifest:
     return manifest
 
 
+def _with_sensors(content: bytes) -> bytes:
+    """A manifest with the kinds of sensors under `sensors`; those of older bundles are beside the rest."""
+    try:
+        parsed = json.loads(content)
+    except (ValueError, RecursionError):
+        return content  # which is reported where it is parsed
+    if not isinstance(parsed, dict) or "sensors" in parsed:
+        return content
+    sensors = {kind: parsed.pop(kind) for kind in SENSORS if kind in parsed}
+    parsed["sensors"] = {kind: config for kind, config in sensors.items() if config is not None}
+    return json.dumps(parsed).encode()
+
+
 def _require_outputs(file: Path, manifest: Manifest) -> None:
     """Raise InputError unless the outputs are those of the tasks and the state; others would never be compared."""
     wanted = [f"{name}/{output.name}" for name, task in manifest.heads.items() for output in task.outputs]
-    wanted += [pair.output for pair in manifest.state.pairs] if manifest.state is not None else []
+    wanted += [pair.output for pair in manifest.states]
     found = [output.name for output in manifest.outputs]
     if found != wanted:
         raise InputError(
@@ -323,12 +289,13 @@ def _require_outputs(file: Path, manifest: Manifest) -> None:
 
 def _require_state(file: Path, manifest: Manifest) -> None:
     tensors = {each.name: (each.shape, each.dtype) for each in (*manifest.inputs, *manifest.outputs)}
-    needed, state = (*STATE_INPUTS, NEXT_STATE), manifest.state
-    fits = state is None and tensors.keys().isdisjoint(needed)
-    if state is not None and tensors.keys() >= {*needed}:
-        shape, dtype = tensors[NEXT_STATE][0], "float32"
-        pair = StatePair(input=STATE_INPUTS[0], output=NEXT_STATE, shape=shape, dtype=dtype)
-        fits = state.pairs == (pair,) and tensors[pair.input] == tensors[pair.output] == (shape, dtype)
+    states = states_of(each.name for each in manifest.outputs)
+    motion = {*MOTION_INPUTS} if manifest.state is not None else set()
+    fits = bool(states) == bool(motion) and tensors.keys() & {*MOTION_INPUTS} == motion
+    for pair in manifest.states:
+        fits &= states.get(pair.input) == pair.output and pair.dtype == "float32"
+        fits &= tensors.get(pair.input) == tensors[pair.output] == (pair.shape, pair.dtype)
+        fits &= pair.warp == "none" or len(pair.shape) == 4
     if not fits:
         raise InputError(f"{file}: state: is not that of the network's inputs and outputs; export the bundle again")
 

@@ -19,13 +19,14 @@ from onnxscript.function_libs.torch_lib.ops.nn import aten_gelu
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from deploy.engine import EngineState
 from deploy.precision.graph import drop_unused, is_grouped_transpose
-from deploy.state import STATE, EngineState, HostState
 from perception.errors import InputError
 from perception.frame import Arrays, Conditions
 from perception.model import PerceptionModel
-from perception.modules.spec import NEXT_STATE
 from perception.sensors.inputs import PILLARS
+from perception.session import KeptState, run_with_state
+from perception.state import states_of
 
 _CONVOLUTIONS = {"Conv": 0, "ConvTranspose": 1}  # the axis of the output channels in their weights
 
@@ -122,7 +123,8 @@ def to_onnx(model: PerceptionModel, inputs: dict[str, np.ndarray], outputs: Sequ
         del item.metadata_props[:]
     del graph.metadata_props[:]
     fold_norms(graph.graph)
-    _set_apart(graph.graph, NEXT_STATE)
+    for output in states_of(outputs).values():
+        _set_apart(graph.graph, output)
     graph.producer_name, graph.producer_version = "tessera", ""
     return graph
 
@@ -167,31 +169,33 @@ def run(
 
 
 class TorchEngine:
-    """A model in torch as an engine (`deploy.state.Engine`), with the modules of its router."""
+    """A model in torch as an engine (`deploy.engine.Engine`), with the modules of its router or of some conditions."""
 
-    def __init__(self, model: PerceptionModel) -> None:
-        self.model = model
+    def __init__(self, model: PerceptionModel, conditions: Conditions | None = None) -> None:
+        self.model, self.conditions = model, conditions
 
-    def new_state(self) -> HostState | None:
-        return HostState(tuple(self.model.no_state(1).shape)) if self.model.memory.computations else None
+    def new_state(self) -> KeptState | None:
+        zeros = {name: state.numpy() for name, state in self.model.no_states(1).items()}
+        return KeptState(zeros) if zeros else None
 
     def run(self, inputs: Arrays, state: EngineState | None = None) -> dict[str, np.ndarray]:
-        given = dict(inputs) if state is None else {**inputs, STATE: state.read()}
-        outputs, _ = run(self.model, given)
-        if isinstance(state, HostState):
-            state.values, state.before = outputs.pop(NEXT_STATE), state.values
+        given = dict(inputs) if state is None else {**inputs, **state.read()}
+        outputs, _ = run(self.model, given, self.conditions)
+        if isinstance(state, KeptState):
+            state.replace(outputs)
         return outputs
 
 
 def find_frame_with_state(model: PerceptionModel, golden: Mapping[str, Arrays], conditions: Conditions) -> Arrays:
-    """The inputs of the first golden frame, for a model with a memory those of the first that has a state, with it."""
-    state = model.no_state(1).numpy()
+    """The inputs of the first golden frame, for a model with a memory those of the first that has states, with them."""
+    engine = TorchEngine(model, conditions)
+    state = engine.new_state()
     for frame in golden.values():
-        if "state_valid" not in frame:
+        if state is None:
             return frame
         if frame["state_valid"].any():
-            return {**frame, STATE: state}
-        state = run(model, {**frame, STATE: state}, conditions)[0][NEXT_STATE]
+            return {**frame, **state.read()}
+        run_with_state(engine.run, frame, state)
     raise ValueError("no golden frame has a state")
 
 

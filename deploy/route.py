@@ -9,7 +9,7 @@ import numpy as np
 from perception.errors import InputError
 from perception.frame import Conditions
 from perception.io.section import Section
-from perception.sensors.inputs import PRESENCE, seen_sensors
+from perception.sensors.inputs import presence_inputs, seen_sensors
 from perception.taxonomy import Taxonomy
 
 
@@ -28,7 +28,7 @@ def steering_inputs(
     The banked modules are in the order of the input `route`, the values in that of `conditions`; without it there are
     none. In the sensors' inputs, of `prepare`, a missing sensor is zeros.
     """
-    seen, takes = seen_sensors(inputs), {sensor for sensor, name in PRESENCE.items() if name in inputs}
+    seen, takes = seen_sensors(inputs), {sensor for sensor, name in presence_inputs().items() if name in inputs}
     known = {*conditions.known(), *seen, *(f"no-{sensor}" for sensor in takes - seen)}
     steer = {}
     if banked:

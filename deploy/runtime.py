@@ -9,10 +9,11 @@ from itertools import cycle
 from pathlib import Path
 
 from deploy.bundle import ONNX, Bundle
+from deploy.engine import Engine, in_sequence
 from deploy.engines import open_engine
 from deploy.golden import GoldenFrame, require_golden
+from deploy.manifest import Manifest
 from deploy.route import route_conditions, steering_inputs
-from deploy.state import Carried, Engine, in_sequence
 from deploy.trust import Trust
 from perception.datasets.keyframes import Keyframes, Reads
 from perception.evaluation.predictions import Predicted
@@ -20,7 +21,8 @@ from perception.frame import Arrays, Conditions, Frame, Prediction
 from perception.scene.scene import Scene, SceneFrame, time_stage
 from perception.scene.sources import load_sources
 from perception.sensors.inputs import no_sensors, prepare
-from perception.sensors.state import Moment
+from perception.session import Session
+from perception.state import Moment
 from perception.tasks.task import to_prediction
 
 CHECK_EVERY = 200  # frames; a golden frame takes at most as long as two frames, so the checks cost 1 % of the time
@@ -58,6 +60,7 @@ class Runtime:
         evidence: YAML file of the sources of evidence for the conditions (`perception.scene.sources`).
         checks: whether `perceive` repeats golden frames; else the caller does, with `check`.
         threads: of ONNX Runtime; 0: one for each core.
+        adjust: returns the manifest whose tasks remember and publish, given the bundle's, such as `Policy.adjust`.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Runtime:
         evidence: Path | None = None,
         checks: bool = True,
         threads: int = 0,
+        adjust: Callable[[Manifest], Manifest] | None = None,
     ) -> None:
         self.bundle, self.target, self._checks_itself = Bundle.load(path, trust), target, checks
         self.sources = load_sources(evidence, self.bundle.manifest.taxonomy.conditions)
@@ -87,9 +91,10 @@ class Runtime:
         limits = None if self._remembering is None else self._remembering.bundle.spec.memory
         statistics, sensors = self.bundle.statistics, spec.named_sensors
         sensors = sensors if statistics is None else statistics.with_limits(sensors)
-        self.scene = Scene(sensors, manifest.heads, conditions, self._switched, self.sources, limits)
+        self.manifest = manifest if adjust is None else adjust(manifest)
+        self.scene = Scene(sensors, self.manifest.heads, conditions, self._switched, self.sources, limits)
         self._inputs = no_sensors(spec)  # reused for every frame
-        self._memory = self._new_memory()
+        self._session = self._new_session()
         self._seconds: dict[str, float] = {}  # of each stage of the latest frame
         self._steps = 0
         self._checks = cycle([(network, frame) for network in self._networks for frame in network.golden])
@@ -130,13 +135,9 @@ class Runtime:
         believed = self.scene.observe(frame)
         if masked:
             frame = frame.without(masked, self.bundle.manifest.rig.sensors.lidars)
-        lost = not self.scene.is_placed  # the state cannot be moved to where the frame is, nor that of the frame later
-        if lost:
-            self._forget()
-        found = self._predict(frame, believed, self._memory)
-        if lost:
-            self._forget()
-        return found
+        # Without a pose the state cannot be moved to this frame, nor from it to the next one.
+        moment = Moment.of(frame) if self.scene.is_placed else None
+        return self._predict(frame, believed, self._session, moment)
 
     def remember(self, frame: Frame, prediction: Prediction, weights: Mapping[str, float]) -> SceneFrame:
         """The second half of `step`: the scene with what was perceived."""
@@ -155,35 +156,29 @@ class Runtime:
     def restart(self) -> None:
         """Reset scene and memory at the next frame, even if it is of the same drive."""
         self.scene.restart()
-        self._forget()
-
-    def _forget(self) -> None:
-        if self._memory is not None:
-            self._memory.forget()
+        self._session.forget()
 
     def __call__(self, frame: Frame) -> Prediction:
         """Perceive a single frame, with the conditions of its tags and without memory."""
-        return self._predict(frame, frame.conditions, self._new_memory())[0].require_finite(frame.token)
+        prediction, _ = self._predict(frame, frame.conditions, self._new_session(), Moment.of(frame))
+        return prediction.require_finite(frame.token)
 
     def predictions(self, keyframes: Keyframes, reads: Reads, tokens: Sequence[str]) -> Predicted:
         """The predictions of keyframes in order, with the conditions of their tags and with the memory."""
-        memory = self._new_memory()
+        session = self._new_session()
         for token in tokens:
             frame = keyframes.frame(token, reads)
-            prediction, _ = self._predict(frame, frame.conditions, memory)
+            prediction, _ = self._predict(frame, frame.conditions, session, Moment.of(frame))
             yield frame, prediction.require_finite(frame.token)
 
-    def _new_memory(self) -> Carried | None:
-        """A new memory, which the networks of all routes share; None: the bundle has none."""
+    def _new_session(self) -> Session:
+        """A session with a state that the networks of all routes share."""
         if self._remembering is None:
-            return None
-        state, limits = self._remembering.engine.new_state(), self._remembering.bundle.spec.memory
-        assert state is not None
-        assert limits is not None
-        return Carried(state, limits)
+            return Session(None)
+        return Session(self._remembering.bundle.spec.memory, self._remembering.engine.new_state())
 
     def _predict(
-        self, frame: Frame, conditions: Conditions, carried: Carried | None
+        self, frame: Frame, conditions: Conditions, session: Session, moment: Moment | None
     ) -> tuple[Prediction, dict[str, float]]:
         network = self._network(conditions)
         manifest = network.bundle.manifest
@@ -191,12 +186,11 @@ class Runtime:
             inputs = prepare(frame, self.bundle.spec, into=self._inputs)
             steer = steering_inputs(conditions, inputs, manifest.banked, manifest.condition_values)
         with time_stage(self._seconds, "engine"):
-            if carried is None or manifest.state is None:
+            if manifest.state is None:
+                session.forget()
                 outputs = network.engine.run(inputs | steer)
             else:
-                outputs = carried.run(network.engine, inputs | steer, Moment.of(frame))
-        if carried is not None and manifest.state is None:
-            carried.forget()
+                outputs = session.step(network.engine.run, inputs | steer, moment)
         with time_stage(self._seconds, "postprocess"):
             prediction = to_prediction(manifest.heads, outputs)
         weights = {name: float(name in manifest.folded) for name in self._switched}

@@ -69,10 +69,12 @@ def street_frames(spec: InputSpec) -> dict[str, Frame]:
     names, and each name without its number is a drive.
     """
     frame = _enlarged(street_frame(spec.grid.reference, spec.rig), spec)
+    scans = [sensor.example(np.random.default_rng(SEED)) for sensor in spec.sensors.values()]
+    frame = replace(frame, scans={name: scan for each in scans for name, scan in each.items()})
     if spec.sweeps:
         frame = _with_earlier_sweeps(frame, spec.rig)
     if spec.lidar is not None:
-        partial = replace(frame.select_points(slice(None, None, 16)), cameras={})
+        partial = replace(frame.select_points(slice(None, None, 16)), cameras={}, scans={})
     else:
         partial = replace(frame, cameras={name: frame.cameras[name] for name in spec.rig.sensors.cameras[::2]})
     frames = {STREET: frame, "street-partial": partial}
@@ -165,9 +167,9 @@ def _swept(
 
 
 def _enlarged(frame: Frame, spec: InputSpec) -> Frame:
-    if spec.camera is None:
+    if spec.picture is None:
         return frame
-    width = 2 * spec.camera.image.width
+    width = 2 * spec.picture.width
     return replace(frame, cameras={name: _enlarge(camera, width) for name, camera in frame.cameras.items()})
 
 

@@ -8,7 +8,7 @@ from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from perception.errors import InputError
 from perception.grid import BevGrid
@@ -23,11 +23,12 @@ from perception.io.section import (
     read_yaml,
     shipped_files,
 )
+from perception.modules.memories import limits_of
 from perception.modules.spec import AnyModule, LearnedRouting, require_facts
 from perception.parts import Grid, Model
 from perception.rig import Rig, load_rig
+from perception.sensors import sensor_facts
 from perception.sensors.inputs import InputSpec
-from perception.sensors.state import Limits
 from perception.tasks import TASKS, TaskConfigs, counted_truth, point_places
 from perception.taxonomy import Taxonomy, read_named_taxonomy
 
@@ -82,8 +83,7 @@ class Train(Section):
     norm_momentum: Share | None = None  # of batch normalisations; None: the layers' own; 0: they use their statistics
     sync_norm: bool = False  # batch statistics over all GPUs
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay a step of the average of the weights
-    drop_lidar: Share = 0.0  # share of training frames without LiDAR
-    drop_cameras: Share = 0.0
+    drop: dict[str, Share] = Field(default={})  # kind of sensor (`lidar`, `cameras`) -> share of frames without it
     # YAML reads `no` as false.
     precision: Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(lambda x: "no" if x is False else x)] = "no"
     checkpoint_every: Positive = 500  # steps
@@ -96,6 +96,27 @@ class Train(Section):
         if isinstance(content, dict) and content.get("epochs") is not None and "steps" not in content:
             return {**content, "steps": None}
         return content
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older_drops(cls, content: Any) -> Any:
+        """`drop_lidar: 0.1` of older runs is `drop: {lidar: 0.1}`."""
+        named = [key for key in content if isinstance(key, str)] if isinstance(content, dict) else []
+        older = [key for key in named if key.startswith("drop_")]
+        newer = content.get("drop", {}) if older else None
+        if not older or not isinstance(newer, dict):
+            return content
+        shares = {key.removeprefix("drop_"): content[key] for key in older}
+        rest = {key: value for key, value in content.items() if key not in older}
+        return {**rest, "drop": newer | shares}
+
+    @field_validator("drop")
+    @classmethod
+    def _require_sensors(cls, drop: dict[str, float]) -> dict[str, float]:
+        for fact in drop:
+            if fact not in sensor_facts():
+                raise ValueError(f"{fact!r} is none of {', '.join(sensor_facts())}")
+        return drop
 
     @model_validator(mode="after")
     def _require_one_length(self) -> Train:
@@ -179,6 +200,9 @@ class Config(Section):
     def _require_cameras(self) -> Config:
         if self.model.camera is not None and not self.rig.cameras:
             raise ValueError(f"model.camera: the rig {self.rig.name} has no camera")
+        for kind in self.model.scanners:
+            if kind not in self.rig.sensors.scanners.values():
+                raise ValueError(f"model.scanners: the rig {self.rig.name} has no sensor of the kind {kind}")
         return self
 
     @model_validator(mode="after")
@@ -209,9 +233,14 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _require_facts(self) -> Config:
+        for fact in sensor_facts():
+            if fact in self.taxonomy.condition_values:
+                raise ValueError(f"taxonomy: conditions: {fact!r} stands for something else")
         for module in self.modules:
             try:
-                require_facts(module.when, self.taxonomy.condition_values, TASKS, f"modules.{module.name}.when")
+                require_facts(
+                    module.when, self.taxonomy.condition_values, TASKS, sensor_facts(), f"modules.{module.name}.when"
+                )
             except InputError as error:
                 raise ValueError(str(error)) from None
         return self
@@ -225,7 +254,7 @@ class Config(Section):
     def spec(self) -> InputSpec:
         """The inputs of the network."""
         model, places, truth = self.model, point_places(self.tasks), counted_truth(self.tasks)
-        return InputSpec(self.grid.build(), model.lidar, model.camera, self.rig, places, truth, Limits.of(self.modules))
+        return InputSpec(self.grid.build(), model.sensors, self.rig, places, truth, limits_of(self.modules))
 
 
 def parse_config(content: Any, source: str) -> Config:

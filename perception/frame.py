@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -154,9 +155,9 @@ class Boxes:
         )
 
     def under_similarity(self, similarity: np.ndarray) -> Boxes:
-        """The boxes after a similarity (4, 4), see `Frame.transformed`."""
+        """The boxes after a similarity (4, 4), see `Frame.transformed`; after a rigid one as of `transformed`."""
         linear = similarity[:3, :3]
-        determinant = np.linalg.det(linear)
+        determinant = np.linalg.det(linear).round(12)
         scale = np.cbrt(abs(determinant))
         # Boxes are symmetric, so flipping a box's y axis as well keeps the rotation proper.
         flip = np.diag([1.0, np.sign(determinant), 1.0])
@@ -211,6 +212,15 @@ class Camera:
         return self.ahead.picture if self.ahead is not None and self.ahead.image is self.image else None
 
 
+@dataclass(frozen=True)
+class Scan:
+    """What a sensor measured that is neither LiDAR nor camera."""
+
+    kind: str  # of sensor, as in `perception.sensors.SENSORS`, which says what the arrays are
+    timestamp: int  # us
+    arrays: Arrays  # of numbers by name, in the frame's reference
+
+
 class Reading(NamedTuple):
     """What a signal of the vehicle was at one time."""
 
@@ -235,7 +245,6 @@ class Frame:
     points: np.ndarray | None  # (N, 5) float32 in the reference frame: x y z (m), intensity (0-255), dt (s)
     cameras: Mapping[str, Camera]  # name in the rig -> image; without missing cameras
     conditions: Conditions = Conditions()  # noqa: RUF009 - it is immutable
-    boxes: Boxes | None = None  # annotations in the reference frame
     pasted: int = 0  # of the boxes, the last ones: objects of other keyframes
     scene: str = ""  # name of the drive
     location: str = ""  # name of the map
@@ -246,9 +255,16 @@ class Frame:
     signals: Mapping[str, Sequence[Reading]] = field(default_factory=dict)
     # (N,) uint8: 0 for points of the keyframe's sweep of each LiDAR, 1 and more for earlier ones; required with points.
     sweep_of_point: np.ndarray | None = None
-    # Kind of truth (`Recording.truth`) -> what is annotated, as recorded: it stays when data and boxes are changed.
+    # Kind of truth (`Recording.truth`) -> what is annotated, in the global frame: it stays when data are changed.
     truth: Mapping[str, Any] = field(default_factory=dict)
+    scans: Mapping[str, Scan] = field(default_factory=dict)  # by name in the rig, of sensors of further kinds
     nanoseconds: int = 0  # 0 to 999, by which the message's stamp is later than `timestamp`
+
+    @cached_property
+    def boxes(self) -> Boxes | None:
+        """The annotated boxes in the reference frame, also of an augmented frame; None if they are not read."""
+        annotated: Boxes | None = self.truth.get("boxes")
+        return None if annotated is None else annotated.under_similarity(np.linalg.inv(self.global_from_reference))
 
     def _per_point(self) -> dict[str, np.ndarray]:
         return {name: each for name in PER_POINT if (each := getattr(self, name)) is not None}
@@ -296,7 +312,9 @@ class Frame:
 
     def without(self, sensors: Collection[str], lidars: Sequence[str]) -> Frame:
         """The frame without some sensors, by their names; `lidars` are those of the rig, in its order."""
-        frame = replace(self, cameras={name: each for name, each in self.cameras.items() if name not in sensors})
+        cameras = {name: each for name, each in self.cameras.items() if name not in sensors}
+        scans = {name: each for name, each in self.scans.items() if name not in sensors}
+        frame = replace(self, cameras=cameras, scans=scans)
         hidden = [i for i, name in enumerate(lidars) if name in sensors]
         if frame.points is None or not hidden:
             return frame
@@ -333,7 +351,6 @@ class Frame:
             self,
             global_from_reference=product(self.global_from_reference, inverse(similarity)),
             points=points,
-            boxes=None if self.boxes is None else self.boxes.under_similarity(similarity),
         )
 
     def image_from_reference(self, camera: str) -> np.ndarray:

@@ -11,35 +11,36 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from perception.bev.memory import MemorySlot
 from perception.bev.trunks import ConvNextTrunk, Fuse, PyramidTrunk, SingleSensor, Trunk
 from perception.config import Config, extend_taxonomy, parse_config
 from perception.errors import InputError
-from perception.frame import Conditions
+from perception.frame import Arrays, Conditions
 from perception.loss import Loss
-from perception.modules.aggregation.composition import parse_block
 from perception.modules.aggregation.representations import add_fusion
 from perception.modules.bank import Bank
-from perception.modules.computation.memory import SLOT as MEMORY
-from perception.modules.computation.memory import FusedInput, FusedMap
+from perception.modules.composition import parse_block
+from perception.modules.memories import SLOT as MEMORY
 from perception.modules.route import Route, Routes
 from perception.modules.routing.fixed import SettledRouter, SteeredRouter, make_fixed_routes, present, settle_routes
 from perception.modules.routing.learned import LearnedRouter, select_learned
-from perception.modules.slot import Slot
-from perception.modules.spec import NEXT_STATE
-from perception.sensors.camera.encoder import ImageEncoder
-from perception.sensors.camera.lift import Lift
+from perception.sensors import SENSORS
 from perception.sensors.inputs import without_padding
-from perception.sensors.lidar.encoder import PillarEncoder, VoxelFeatureEncoder
+from perception.sensors.network import SensorNetwork
+from perception.state import NEXT, states_of
 from perception.tasks import TASKS, tasks_of
 from perception.tasks.network import PointFeatures, TaskNetwork
 from perception.tasks.task import Task, TaskConfig, add_prefix, part_of
-from perception.taxonomy import SENSORS, Taxonomy
+from perception.taxonomy import Taxonomy
 
 # Features by name, see `Task.reads`, and the parts of the network that they pass: the first words of slots' names.
-_SENSOR_PARTS = ("lidar", "camera")
-_FUSED_PARTS = (*_SENSOR_PARTS, "fuse", "fused", MEMORY)
+_FUSED_PARTS = ("fuse", "fused", MEMORY)
 _TRUNK_PARTS = (*_FUSED_PARTS, "trunk")
-PARTS = {"inputs": (), "maps": _SENSOR_PARTS, "fused": _FUSED_PARTS, "trunk": _TRUNK_PARTS, "points": _TRUNK_PARTS}
+_PARTS = {"inputs": (), "maps": (), "fused": _FUSED_PARTS, "trunk": _TRUNK_PARTS, "points": _TRUNK_PARTS}
+
+
+def parts_of(feature: str) -> tuple[str, ...]:
+    return () if feature == "inputs" else (*SENSORS, *_PARTS[feature])
 
 
 @dataclass
@@ -47,27 +48,21 @@ class Trace:
     """What a forward pass computes besides the outputs of the tasks."""
 
     routes: list[Route] = field(default_factory=list)  # of the groups of tasks, in order
-    supervised: dict[str, Tensor] = field(default_factory=dict)  # SENSOR/NAME: the camera's depth logits
+    supervised: dict[str, Tensor] = field(default_factory=dict)  # SENSOR/NAME, of the branches that have losses
 
 
 class PerceptionModel(nn.Module):
-    """Camera and LiDAR inputs to the outputs of the tasks; a missing sensor has zeros (`sensors/inputs.py`)."""
+    """Inputs of the sensors (`sensors/inputs.py`) to the outputs of the tasks; a sensor may be missing."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
         grid, model = config.grid.build(), config.model
-        inputs = []  # channels and stride of each sensor's BEV feature map
-        if model.lidar:
-            encoder = VoxelFeatureEncoder if model.lidar.encoder == "padded" else PillarEncoder
-            self.lidar = encoder(model.lidar, grid)
-            inputs.append((model.lidar.channels, 1))
-        if model.camera:
-            self.camera = ImageEncoder(model.camera)
-            self.lift = Lift(model.camera, grid.coarser(model.camera.stride))
-            inputs.append((model.camera.channels * len(model.camera.heights), model.camera.stride))
-        self.fuse = Fuse(inputs, model.fused_channels, model.fused_stride) if model.fusion else SingleSensor()
-        self.memory = Slot(MEMORY, FusedMap(grid.coarser(model.fused_stride), model.fused_channels))
+        for kind, sensor in config.spec.sensors.items():
+            self.add_module(kind, sensor.network())
+        maps = [(branch.channels, branch.stride) for branch in self.branches.values()]
+        self.fuse = Fuse(maps, model.fused_channels, model.fused_stride) if model.fusion else SingleSensor()
+        self.memory = MemorySlot(grid.coarser(model.fused_stride), model.fused_channels)
         self.trunk: Trunk | ConvNextTrunk | PyramidTrunk
         if model.trunk.pyramid:
             self.trunk = PyramidTrunk(model.trunk, model.fused_channels)
@@ -81,7 +76,7 @@ class PerceptionModel(nn.Module):
                 self.added[name] = self._added_network(task)
             else:
                 self.heads[name] = task.network(self.trunk.channels)
-        self.bank = Bank(self, config.taxonomy.conditions, TASKS)
+        self.bank = Bank(self, config.taxonomy.conditions, TASKS, SENSORS)
         for module in config.modules:
             self.bank.add(module)
         for text in config.fusions:
@@ -96,6 +91,7 @@ class PerceptionModel(nn.Module):
         tasks: Collection[str] | None = None,
         routes: Routes | None = None,
         trace: Trace | None = None,
+        training: bool = False,
     ) -> dict[str, Tensor]:
         """Dense outputs, TASK/NAME; each task on its own route, so a module for one task changes no other's output.
 
@@ -104,52 +100,53 @@ class PerceptionModel(nn.Module):
         one state. A state from another route, for example after the weather changed, is used unchanged.
 
         Args:
-            inputs: from `sensors/inputs.py`; with a memory also those of `sensors/state.py`.
+            inputs: from `sensors/inputs.py`; with a memory also those of `state.py`.
             tasks: to compute; None for all of the model.
             routes: of the tasks, instead of those by conditions and sensors.
             trace: to write down what is computed besides.
+            training: leave frames that lack a sensor out of the running statistics of its branch.
         """
         outputs: dict[str, Tensor] = {}
-        features = _Features(self, inputs, trace)
+        features = _Features(self, inputs, trace, training)
         if routes is None:
             asked = self.tasks if tasks is None else tasks
-            own = self.router
-            routes = own(inputs, asked) if own else make_fixed_routes(self.bank, asked, conditions, present(inputs))
+            routes = self.router(inputs, asked) if self.router else self._fixed_routes(inputs, asked, conditions)
         for task, route in self._route_tasks(features, routes, conditions):
             feature = features(self.tasks[task].reads, route)
             with self.bank.current.running(route):
                 outputs |= add_prefix(task, self.head(task)(feature))
-        if "state" in inputs:
-            outputs[NEXT_STATE] = self._next_state(features, routes)
+        if inputs.keys() & self.memory.states.keys():
+            outputs |= {NEXT + name: state for name, state in self._next_states(features, routes).items()}
         return outputs
 
-    def next_state(
+    def next_states(
         self,
         inputs: dict[str, Tensor],
         conditions: Sequence[Conditions],
         routes: Routes | None,
-        trace: Trace | None = None,
-    ) -> Tensor:
-        """The output `next_state` alone, without a state the fused map; arguments as of `forward`."""
-        routes = routes or make_fixed_routes(self.bank, self.tasks, conditions, present(inputs))
-        return self._next_state(_Features(self, inputs, trace), routes)
+        training: bool = False,
+    ) -> dict[str, Tensor]:
+        """The states of the next frame alone, without a state the fused map; arguments as of `forward`."""
+        routes = routes or self._fixed_routes(inputs, self.tasks, conditions)
+        return self._next_states(_Features(self, inputs, None, training), routes)
 
-    def _next_state(self, features: _Features, routes: Routes) -> Tensor:
-        fused: Tensor = features("fused", self._state_route(routes))
-        state = features.inputs.get("state")
-        return fused if state is None else self.memory.layer.reduce(fused, state)
+    def _next_states(self, features: _Features, routes: Routes) -> dict[str, Tensor]:
+        return self.memory.next_states(features("fused", self._state_route(routes)), features.inputs)
 
-    def no_state(self, frames: int) -> Tensor:
-        """The input `state` (B, C, rows / stride, columns / stride) of frames without a frame before."""
-        strides = [part.stride for module in self.bank.modules.values() for part in module.memories]
-        state: Tensor = self.memory.layer.no_state(frames, strides[0] if strides else 1)
-        return state
+    def no_states(self, frames: int) -> dict[str, Tensor]:
+        """The states (B, ...) of frames without a frame before, by input; empty for a network without a memory."""
+        return self.memory.no_states(frames)
 
     def _state_route(self, routes: Routes) -> Route:
         """The route of the tasks, without the modules for some tasks alone."""
         route, _ = routes[0]
         shared = {name: weight for name, weight in route.weights.items() if not self.bank.is_for_tasks(name)}
         return route if len(shared) == len(route.weights) else replace(route, weights=shared)
+
+    def _fixed_routes(
+        self, inputs: dict[str, Tensor], tasks: Collection[str], conditions: Sequence[Conditions]
+    ) -> Routes:
+        return make_fixed_routes(self.bank, tasks, conditions, present(self.bank, inputs))
 
     def _route_tasks(
         self, features: _Features, routes: Routes, conditions: Sequence[Conditions]
@@ -159,7 +156,8 @@ class PerceptionModel(nn.Module):
             late = [task for task in tasks if self.tasks[task].reads != "inputs"]
             yield from ((task, route) for task in tasks if task not in late)
             if late and self._chooses():
-                route = self.chooser(features("fused", route), route, present(features.inputs), late, conditions)
+                sensors = present(self.bank, features.inputs)
+                route = self.chooser(features("fused", route), route, sensors, late, conditions)
             yield from ((task, route) for task in late)
             if features.trace is not None and tasks:
                 features.trace.routes.append(route)
@@ -190,9 +188,15 @@ class PerceptionModel(nn.Module):
         self._set_tasks(tasks, self.config.taxonomy)
 
     def reconfigure(self, config: Config) -> None:
-        """Take over a configuration with the same network, other settings and, at the end, further modules."""
+        """Take over a configuration of this network with other settings and options and, at the end, further modules.
+
+        A learned router is removed where the configuration has none.
+        """
         for module in config.modules[len(self.bank.modules) :]:
             self.bank.add(module)
+        self.bank.modules.update({module.name: module for module in config.modules})
+        if config.routing is None:
+            self.chooser = None
         self.config = config
 
     def _set_tasks(self, tasks: Mapping[str, TaskConfig], taxonomy: Taxonomy) -> None:
@@ -206,10 +210,10 @@ class PerceptionModel(nn.Module):
             return task.network(self.trunk.channels)
 
     def losses(self, dense: dict[str, Tensor], labels: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Loss]:
-        """Loss terms, TASK/TERM and camera/depth, for the dense outputs of a batch and their labels."""
+        """Loss terms, TASK/TERM and SENSOR/TERM, for the dense outputs of a batch and their labels."""
         terms: dict[str, Loss] = {}
         for name, own in labels.items():
-            part = self.camera if name == "camera" else self.head(name)
+            part = self.branches[name] if name in self.branches else self.head(name)
             terms |= add_prefix(name, part.losses(part_of(name, dense), own))
         return terms
 
@@ -235,68 +239,50 @@ class PerceptionModel(nn.Module):
     def reaches(self, slot: str, task: str) -> bool:
         """Whether the outputs of the task depend on what the slot computes."""
         part, _, rest = slot.partition(".")
-        return rest.split(".")[0] == task if part == "heads" else part in PARTS[self.tasks[task].reads]
+        return rest.split(".")[0] == task if part == "heads" else part in parts_of(self.tasks[task].reads)
 
     def _routes_through(self, slot: str, cases: Sequence[Routes]) -> list[Route]:
         """The routes on which outputs of their tasks, or the next state, depend on what the slot computes."""
         found = [route for routes in cases for route, tasks in routes if any(self.reaches(slot, t) for t in tasks)]
-        if self.memory.computations and slot.partition(".")[0] in _FUSED_PARTS:
+        if self.memory.computations and slot.partition(".")[0] in parts_of("fused"):
             found += [self._state_route(routes) for routes in cases]
         return found
 
-    def sensor_maps(self, inputs: dict[str, Tensor], trace: Trace | None) -> list[Tensor]:
-        """BEV feature maps of the sensors."""
+    @property
+    def branches(self) -> dict[str, SensorNetwork]:
+        """Kind of sensor -> its branch."""
+        return {kind: getattr(self, kind) for kind in self.config.model.sensors}
+
+    def sensor_maps(self, inputs: dict[str, Tensor], trace: Trace | None, training: bool) -> list[Tensor]:
+        """BEV feature maps of the sensors; arguments as of `forward`."""
         maps = []
-        if self.config.model.lidar:
-            maps.append(self.lidar(inputs["pillar_points"], inputs["pillar_counts"], inputs["pillar_cells"]))
-        if self.config.model.camera:
-            maps.append(self._camera_map(inputs["images"], inputs["image_from_reference"], trace))
+        for kind, branch in self.branches.items():
+            feature_map, supervised = branch(inputs, training)
+            maps.append(feature_map)
+            if trace is not None:
+                trace.supervised |= add_prefix(kind, supervised)
         return maps
 
-    def _camera_map(self, images: Tensor, image_from_reference: Tensor, trace: Trace | None) -> Tensor:
-        """(B, channels * heights, rows, columns) of the cameras."""
-        if trace is None:
-            context, logits = self.camera(images, image_from_reference)
-        else:
-            context, logits = self._encode_present(images, image_from_reference)
-            if self.depth_cells() is not None:
-                trace.supervised["camera/depth"] = logits
-        lifted: Tensor = self.lift(context, logits.softmax(dim=2), image_from_reference)
-        return lifted
+    def load_pretrained(self) -> None:
+        """Load the weights with which a training of the branches begins."""
+        for branch in self.branches.values():
+            branch.load_pretrained()
 
-    def _encode_present(self, images: Tensor, image_from_reference: Tensor) -> tuple[Tensor, Tensor]:
-        """Context and depth logits as from the encoder, which computes only the images of cameras that are present.
-
-        A missing camera has a black image. It would cost time, and in training it would enter the running statistics.
-        Without any image the encoder computes no rows, because several processes need the same parameters in a step.
-        """
-        current = self.bank.current
-        present = image_from_reference.flatten(2).any(dim=2)  # B N
-        chosen = present.flatten().nonzero()[:, 0]
-        with current.running(current.route.of_rows(chosen // images.shape[1])):
-            encoded = self.camera(images[present][:, None], image_from_reference[present][:, None])
-        context, logits = (
-            rows.new_zeros(present.numel(), *rows.shape[2:])
-            .index_copy(0, chosen, rows[:, 0])
-            .unflatten(0, present.shape)
-            for rows in encoded
-        )
-        return context, logits
-
-    def depth_cells(self) -> tuple[int, int] | None:
-        """(h, w) of the depth labels that training the current parameters needs; None if it needs none."""
-        return self.camera.cells_to_supervise() if self.config.model.camera else None
+    def supervision(self) -> dict[str, Any]:
+        """Kind of sensor -> `SensorNetwork.supervision`, of those whose branches have losses."""
+        needs = {kind: branch.supervision() for kind, branch in self.branches.items()}
+        return {kind: need for kind, need in needs.items() if need is not None}
 
     def predict(self, inputs: dict[str, Tensor], conditions: Sequence[Conditions] = ()) -> dict[str, Tensor]:
-        """Decoded outputs of all tasks, TASK/NAME -> (B, ...), and `next_state`; inputs as in `forward`."""
+        """Decoded outputs of all tasks, TASK/NAME -> (B, ...), and the next states; inputs as in `forward`."""
         return self.decode(self(inputs, conditions))
 
     def decode(self, dense: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Decoded outputs of all tasks, from their dense outputs; and the next state, if it is among them."""
+        """Decoded outputs of all tasks, from their dense outputs; and the next states among these."""
         outputs: dict[str, Tensor] = {}
         for task in self.tasks:
             outputs |= add_prefix(task, self.head(task).decode(part_of(task, dense)))
-        return outputs | {name: dense[name] for name in (NEXT_STATE,) if name in dense}
+        return outputs | {name: dense[name] for name in states_of(dense).values()}
 
     def folded(self, *routes: Conditions) -> PerceptionModel:
         """A copy with its modules folded into the weights, for these sets of conditions; none: unknown conditions.
@@ -309,7 +295,7 @@ class PerceptionModel(nn.Module):
         chosen = model.chooser.names if model.chooser else ()
         fixed = [module for name, module in model.bank.modules.items() if name not in chosen]
         required = {fact.removeprefix("no-") for module in fixed for fact in module.when}
-        sensors: list[list[str]] = [[], *([sensor] for sensor in SENSORS if sensor in required)]  # missing ones
+        sensors: list[list[str]] = [[], *([fact] for fact in model.bank.sensors if fact in required)]  # missing ones
         known = routes or (Conditions(),)
         cases = [settle_routes(model.bank, model.tasks, each, missing) for missing in sensors for each in known]
         settled = {slot: model._routes_through(slot, cases) for slot in model.bank.slots}
@@ -337,15 +323,15 @@ class _Features:
     """The features of one forward pass by name, see `Task.reads`: each is computed when a route needs it, and kept for
     routes that are the same up to there."""
 
-    def __init__(self, model: PerceptionModel, inputs: dict[str, Tensor], trace: Trace | None) -> None:
-        self.model, self.inputs, self.trace = model, inputs, trace
+    def __init__(self, model: PerceptionModel, inputs: dict[str, Tensor], trace: Trace | None, training: bool) -> None:
+        self.model, self.inputs, self.trace, self.training = model, inputs, trace, training
         self._kept: dict[str, tuple[Route, Any]] = {}
 
     def __call__(self, name: str, route: Route) -> Any:
         """The feature of this name on the route."""
         if name in self._kept:
             earlier, value = self._kept[name]
-            if earlier is route or self.model.is_same_in(route, earlier, PARTS[name]):
+            if earlier is route or self.model.is_same_in(route, earlier, parts_of(name)):
                 return value
         with self.model.bank.current.running(route):
             value = self._compute(name, route)
@@ -354,10 +340,9 @@ class _Features:
 
     def _compute(self, name: str, route: Route) -> Any:
         if name == "maps":
-            return self.model.sensor_maps(self.inputs, self.trace)
+            return self.model.sensor_maps(self.inputs, self.trace, self.training)
         if name == "fused":
-            memory = self.model.memory
-            return memory(FusedInput.of(self.model.fuse(self("maps", route)), self.inputs, memory.layer))
+            return self.model.memory.remember(self.model.fuse(self("maps", route)), self.inputs)
         if name == "trunk":
             return self.model.trunk(self("fused", route))
         if name == "points":
@@ -367,7 +352,16 @@ class _Features:
         return self.inputs
 
 
-def batch_inputs(frames: Sequence[Mapping[str, np.ndarray]]) -> dict[str, torch.Tensor]:
-    """Batched inputs, from those that `prepare` returns for each frame; pillars that are padding in all are removed."""
-    inputs = without_padding({name: np.concatenate([frame[name] for frame in frames]) for name in frames[0]})
-    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
+def batch_inputs(frames: Sequence[Arrays]) -> dict[str, torch.Tensor]:
+    """Batched inputs as tensors, from those that `prepare` returns for each frame."""
+    return to_tensors(join_inputs(frames))
+
+
+def join_inputs(frames: Sequence[Arrays]) -> Arrays:
+    """The inputs of all frames along the batch dimension."""
+    return {name: np.concatenate([frame[name] for frame in frames]) for name in frames[0]} if frames[1:] else frames[0]
+
+
+def to_tensors(inputs: Arrays) -> dict[str, torch.Tensor]:
+    """Inputs as tensors; pillars that are padding in all frames are removed."""
+    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in without_padding(inputs).items()}

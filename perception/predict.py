@@ -6,23 +6,23 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from perception.checkpoint import load_model
 from perception.datasets.keyframes import Keyframes, Reads
 from perception.evaluation.predictions import Predicted
-from perception.frame import Arrays, Frame, Prediction
+from perception.frame import Arrays, Conditions, Frame, Prediction
 from perception.io.workers import iterate
-from perception.model import PerceptionModel, Trace, batch_inputs
+from perception.model import PerceptionModel, Trace, join_inputs, to_tensors
+from perception.modules.memories import limits_of
 from perception.modules.route import Route
-from perception.modules.spec import NEXT_STATE
 from perception.rig import Rig
-from perception.sensors.inputs import InputSpec, prepare, seen_sensors
-from perception.sensors.state import Limits, Moment, StateFrame
+from perception.sensors.inputs import InputSpec, prepare
+from perception.session import KeptState, Session
+from perception.state import Moment
 from perception.tasks.task import to_prediction
-
-Tensors = dict[str, torch.Tensor]
 
 
 class TorchPredictor:
@@ -40,7 +40,7 @@ class TorchPredictor:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model, self.spec = model.eval().to(self.device), model.config.spec
         self.taxonomy, self.batch = model.config.taxonomy, batch
-        self.remembers = Limits.of(model.bank.modules.values()) is not None
+        self._limits = limits_of(model.bank.modules.values())
 
     @staticmethod
     def load(checkpoint: Path, rig: Rig | None = None, batch: int = 1) -> TorchPredictor:
@@ -49,13 +49,13 @@ class TorchPredictor:
         return TorchPredictor(model, batch)
 
     def __call__(self, frame: Frame) -> Prediction:
-        return self._predict([frame], [prepare(frame, self.spec)], _State(self.model))[0]
+        return self._predict([frame], [prepare(frame, self.spec)], self._session())[0]
 
     @torch.inference_mode()
     def routes(self, frame: Frame) -> list[Route]:
         """The route of each group of tasks on the frame."""
-        inputs, trace = batch_inputs([prepare(frame, self.spec)]), Trace()
-        self.model({name: value.to(self.device) for name, value in inputs.items()}, [frame.conditions], trace=trace)
+        trace = Trace()
+        self.model(self._tensors(prepare(frame, self.spec)), [frame.conditions], trace=trace)
         return trace.routes
 
     def predictions(self, keyframes: Keyframes, reads: Reads, tokens: Sequence[str]) -> Predicted:
@@ -65,19 +65,19 @@ class TorchPredictor:
             num_workers=self.model.config.data.workers if self.batch > 1 else 0,
             collate_fn=list,
         )
-        state = _State(self.model)
+        session = self._session()
         for samples in iterate(loader):
-            for part in [[each] for each in samples] if self.remembers else [samples]:
+            for part in [samples] if self._limits is None else [[sample] for sample in samples]:
                 frames, arrays = zip(*part, strict=True)
-                yield from zip(frames, self._predict(frames, arrays, state), strict=True)
+                yield from zip(frames, self._predict(frames, arrays, session), strict=True)
 
-    @torch.inference_mode()
-    def _predict(self, frames: Sequence[Frame], arrays: Sequence[Arrays], state: _State) -> list[Prediction]:
+    def _session(self) -> Session:
+        return Session(self._limits, KeptState(self.model.no_states(1)))
+
+    def _predict(self, frames: Sequence[Frame], arrays: Sequence[Arrays], session: Session) -> list[Prediction]:
         """The predictions of frames, from the inputs of each; a single one with a memory."""
-        network = partial(self.model, conditions=[frame.conditions for frame in frames])
-        inputs = {name: value.to(self.device) for name, value in batch_inputs(arrays).items()}
-        dense = state.run(network, frames[0], arrays[0], inputs)
-        outputs = {name: value.cpu().numpy() for name, value in self.model.decode(dense).items()}
+        run = partial(self._run, [frame.conditions for frame in frames])
+        outputs = session.step(run, join_inputs(arrays), Moment.of(frames[0]))
         return [
             to_prediction(self.model.tasks, {name: value[i : i + 1] for name, value in outputs.items()}).require_finite(
                 frame.token
@@ -85,30 +85,16 @@ class TorchPredictor:
             for i, frame in enumerate(frames)
         ]
 
+    @torch.inference_mode()
+    def _run(self, conditions: Sequence[Conditions], inputs: Arrays, state: KeptState | None) -> dict[str, np.ndarray]:
+        states = {} if state is None else state.read()
+        outputs = self.model.predict(self._tensors(inputs) | states, conditions)
+        if state is not None:
+            state.replace(outputs)
+        return {name: value.cpu().numpy() for name, value in outputs.items()}
 
-class _State:
-    """The state of a network with a memory."""
-
-    def __init__(self, model: PerceptionModel) -> None:
-        limits = Limits.of(model.bank.modules.values())
-        self._latest, self._state = limits and StateFrame(limits), model.no_state(1)
-
-    def run(self, network: Callable[[Tensors], Tensors], frame: Frame, arrays: Arrays, inputs: Tensors) -> Tensors:
-        """The network's outputs on the next frame, with the state if it has a memory.
-
-        Args:
-            arrays: the frame's inputs; `inputs` has them on the network's device.
-        """
-        if self._latest is None:
-            return network(inputs)
-        moment = Moment.of(frame)
-        more = self._latest.inputs(moment)
-        memory = {name: torch.from_numpy(each).to(self._state.device) for name, each in more.items()}
-        outputs = network({**inputs, **memory, "state": self._state})
-        following = outputs.pop(NEXT_STATE)
-        if self._latest.advance(moment, more, seen_sensors(arrays)):
-            self._state = following
-        return outputs
+    def _tensors(self, inputs: Arrays) -> dict[str, torch.Tensor]:
+        return {name: value.to(self.device) for name, value in to_tensors(inputs).items()}
 
 
 class _PreparedFrames(Dataset[tuple[Frame, Arrays]]):

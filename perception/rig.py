@@ -8,8 +8,8 @@ The vehicle's frame (ego): x ahead, y left, z up, on the ground below the rear a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -94,12 +94,22 @@ class Sensors:
 
     lidars: tuple[str, ...] = ()
     cameras: tuple[str, ...] = ()
+    scanners: Mapping[str, str] = field(default_factory=dict)  # sensor -> its kind, of further kinds
     lidar_limits: Mapping[str, LidarLimits] = field(default_factory=dict, compare=False)
     camera_limits: Mapping[str, CameraLimits] = field(default_factory=dict, compare=False)
 
     @property
     def names(self) -> tuple[str, ...]:
-        return (*self.lidars, *self.cameras)
+        return (*self.lidars, *self.cameras, *self.scanners)
+
+    def of(self, kinds: Collection[str]) -> Sensors:
+        """The sensors of some kinds."""
+        return replace(
+            self,
+            lidars=self.lidars if "lidar" in kinds else (),
+            cameras=self.cameras if "camera" in kinds else (),
+            scanners={name: kind for name, kind in self.scanners.items() if kind in kinds},
+        )
 
 
 class Mount(Section):
@@ -192,6 +202,19 @@ class RigLidar(RigSensor):
     health: LidarLimits | None = None  # limits of the health monitor; None: those of an HDL-32E
 
 
+class RigScanner(RigSensor):
+    """A sensor that is neither LiDAR nor camera."""
+
+    kind: Name  # as in `perception.sensors.SENSORS`
+
+    @field_validator("kind")
+    @classmethod
+    def _require_further_kind(cls, kind: str) -> str:
+        if kind in ("lidar", "camera"):
+            raise ValueError(f"a {kind} is one of the rig's `{kind}s`")
+        return kind
+
+
 class Box(Section):
     """An upright box along the ego frame's axes."""
 
@@ -210,6 +233,7 @@ class Rig(Section):
     name: Name
     cameras: tuple[RigCamera, ...] = Field(default=(), strict=False)  # in the order of the networks' inputs
     lidars: tuple[RigLidar, ...] = Field(strict=False)
+    scanners: tuple[RigScanner, ...] = Field(default=(), strict=False)
     own: Box | None = None  # the own vehicle, cropped from the points; None: 1 m around each LiDAR, as in nuScenes
     body: tuple[Box, ...] = Field(default=(), strict=False)  # of the own vehicle, which blocks simulated beams
 
@@ -230,13 +254,14 @@ class Rig(Section):
         return Sensors(
             tuple(each.name for each in self.lidars),
             tuple(each.name for each in self.cameras),
+            {each.name: each.kind for each in self.scanners},
             {each.name: each.health for each in self.lidars if each.health is not None},
             {each.name: each.health for each in self.cameras if each.health is not None},
         )
 
     def require_calibration(self) -> None:
         """Raise InputError unless every sensor has a mount, and every camera a lens."""
-        sensors: tuple[RigSensor, ...] = (*self.lidars, *self.cameras)
+        sensors: tuple[RigSensor, ...] = (*self.lidars, *self.cameras, *self.scanners)
         missing = [(each.name, "mount") for each in sensors if each.mount is None]
         missing += [(each.name, "lens") for each in self.cameras if each.lens is None]
         for name, what in missing:

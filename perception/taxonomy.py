@@ -26,8 +26,7 @@ RosClass = Literal[
     "unknown", "car", "truck", "bus", "trailer", "motorcycle", "bicycle", "pedestrian", "animal", "hazard",
     "over_drivable", "under_drivable",
 ]  # fmt: skip
-SENSORS = ("lidar", "cameras")
-RESERVED = ("all", "base", "none", *SENSORS)  # words that stand for something else than a condition
+RESERVED = ("all", "base", "none")  # words that stand for something else than a condition
 _PALETTE = (
     "#4cc9f0", "#f79d5c", "#7b86ff", "#80ed99", "#ff70a6", "#ffb627", "#9d8cff", "#b5e48c", "#4895ef", "#d0b48a"
 )  # fmt: skip
@@ -39,7 +38,7 @@ def rgb(colour: Colour) -> tuple[int, int, int]:
     return red, green, blue
 
 
-class Motion(Section):
+class ClassMotion(Section):
     """How the objects of a class move and are measured, for the tracker."""
 
     gate: Metres = 5.0  # m from its expected place; a detection further away is another object
@@ -61,7 +60,7 @@ class ObjectClass(Section):
     static: bool = False  # its velocity is not scored
     racked: bool = False  # not scored inside an annotated bicycle rack
     tracked: bool = True  # scored by the tracking benchmark
-    motion: Motion = Motion()
+    motion: ClassMotion = ClassMotion()
     colour: Colour | None = None  # in reports and viewers
     ros_class: RosClass | None = None  # in the messages of a vehicle; None: unknown
 

@@ -24,7 +24,7 @@ from perception.training.loader import FrameDataset
 CONFIG = "nuscenes/fusion"
 # Nothing is pasted or dropped. Pictures are enlarged by up to a quarter, as they are here for mmdet3d.
 CHANGES = ("data.paste=null", "data.class_balanced=false", "data.augment.image_scale=[1.0, 1.25]",
-           "train.drop_lidar=0.0", "train.drop_cameras=0.0")  # fmt: skip
+           "train.drop={}")  # fmt: skip
 WIDTH, HEIGHT, RECORDED = 704, 256, (1600, 900)
 RANGE = [-51.2, -51.2, -5.0, 51.2, 51.2, 3.0]  # m
 Side = Callable[[int], Any]

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from perception.checkpoint import save_model
 from perception.config import Config, find_config, load_config, parse_config
 from perception.frame import Conditions
 from perception.model import PerceptionModel
-from perception.sensors.inputs import InputSpec, no_sensors, prepare
+from perception.sensors.inputs import no_sensors, prepare
 from perception.sensors.lidar.pillars import group
 
 # ----- modules in one graph, folded, and as separate networks
@@ -177,7 +178,7 @@ def pillars(quick: bool) -> dict[str, Any]:
     """Milliseconds to group a cloud on the grid of `nuscenes/fusion`: processor time of one thread, of many rounds."""
     chosen, points = load_config(find_config("nuscenes/fusion")), street()
     grid = chosen.grid.build()
-    inputs = no_sensors(InputSpec(grid, chosen.model.lidar, None, chosen.rig))
+    inputs = no_sensors(replace(chosen.spec, configs={"lidar": chosen.model.sensors["lidar"]}))
     buffers = [inputs[f"pillar_{name}"][0] for name in ("points", "counts", "cells")]
     sides = {"pillars": lambda _: group(points, grid, *buffers)}
     seconds = median_seconds(sides, 1 if quick else 50, time.thread_time)["pillars"]

@@ -49,6 +49,7 @@ WORKSHOP = {
 LATE_WORKSHOP = {
     *("perception.tasks.network", "perception.tasks.map.network"),
     *(f"perception.tasks.detection.{name}" for name in ("center_head", "anchor_head", "targets")),
+    *(f"perception.sensors.{name}.network" for name in ("lidar", "camera")),
     "perception.tasks.conditions.network",
     *("perception.tasks.points.network", "perception.tasks.occupancy.network"),
 }
@@ -101,16 +102,19 @@ def layers() -> Iterator[str]:
 
 
 def circles(arrows: Mapping[str, Set[str]]) -> Iterator[str]:
-    """Modules that import each other, in functions or for types too; and folders of perception and deploy that do."""
-    rooms: dict[str, set[str]] = {}
+    """Files and folders within one folder that import each other, in functions or for types too."""
+    rooms: dict[str, dict[str, set[str]]] = {}  # folder -> what is in it -> what of it that imports
     for name, others in arrows.items():
-        room = ".".join(name.split(".")[:2])  # a folder, or a file beside the folders
-        rooms.setdefault(room, set()).update({".".join(other.split(".")[:2]) for other in others} - {room})
-    for what, graph in (("modules", arrows), ("folders", rooms)):
+        parts = name.split(".")
+        for depth in range(1, len(parts)):
+            folder, here = rooms.setdefault(".".join(parts[:depth]), {}), ".".join(parts[: depth + 1])
+            inside = (other.split(".") for other in others if other.startswith(".".join(parts[:depth]) + "."))
+            folder.setdefault(here, set()).update({".".join(other[: depth + 1]) for other in inside} - {here})
+    for graph in rooms.values():
         try:
             TopologicalSorter(graph).prepare()
         except CycleError as error:
-            yield f"{what} import each other: {' -> '.join(error.args[1][::-1])}"
+            yield f"these import each other: {' -> '.join(error.args[1][::-1])}"
 
 
 def vehicle() -> list[str]:

@@ -28,15 +28,13 @@ from deploy.golden import synthetic_frame
 from deploy.onnx_export import to_onnx
 from deploy.precision.convert import to_half
 from deploy.precision.quantise import TENSORRT, activations, quantisable, quantise
-from deploy.state import STATE
 from deploy.targets import find_target
 from perception.config import parse_config
 from perception.errors import InputError
 from perception.frame import Conditions
 from perception.model import PerceptionModel
-from perception.modules.spec import NEXT_STATE
 from perception.sensors.inputs import prepare
-from perception.sensors.state import Moment, state_inputs
+from perception.state import NEXT, Moment, state_inputs
 
 CONFIGS = "tiny,nuscenes/centerpoint,nuscenes/lidar,nuscenes/camera,nuscenes/fusion"
 TARGETS = ("rtx-ampere", "rtx-ada")
@@ -56,8 +54,9 @@ def make_graph(name: str, kind: str, tasks: list[str]) -> tuple[onnx.ModelProto,
         inputs["route"] = np.ones((1, 1), np.float32)
     outputs = [f"{name}/{each.name}" for name, task in model.tasks.items() for each in task.outputs]
     if spec.memory is not None:
-        inputs |= {STATE: model.no_state(1).numpy(), **state_inputs(None, Moment.of(frame), spec.memory)}
-        outputs.append(NEXT_STATE)
+        states = {name: state.numpy() for name, state in model.no_states(1).items()}
+        inputs |= {**states, **state_inputs(None, Moment.of(frame), spec.memory)}
+        outputs += [NEXT + name for name in states]
     model = model.deployed(*routes)
     with torch.no_grad():
         return to_onnx(model, inputs, outputs), {name: array.shape for name, array in inputs.items()}

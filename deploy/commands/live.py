@@ -85,14 +85,13 @@ def drive(
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)  # texts as they are, each on one line
     options = OutputOptions(out, metrics, view, record)
     trust = make_trust(key, state, allow_older)
-    runtime = Runtime(bundle, target, trust, evidence, checks=False, threads=threads)
+    runtime = Runtime(bundle, target, trust, evidence, checks=False, threads=threads, adjust=chosen.adjust)
     chosen.require_known(runtime.bundle.manifest.rig.sensors.names)
-    chosen.set_score_thresholds(runtime.bundle.manifest.heads)
     mapped = load_topics(topics, runtime.bundle.manifest.rig)
     with ExitStack() as stack:
         zenoh = stack.enter_context(closing(Zenoh(say))) if publish or source == "zenoh" else None
         intake = Intake(_open_source(source, rate, zenoh), mapped, chosen, runtime)
-        outputs = open_outputs(options, stack, intake, runtime.bundle.manifest, mapped, zenoh if publish else None, say)
+        outputs = open_outputs(options, stack, intake, runtime.manifest, mapped, zenoh if publish else None, say)
         driven = run(runtime, intake, chosen, outputs, seconds, say)
     if not as_json:
         console.print(", ".join(f"{count} {what}" for what, count in driven.to_json()["frames"].items()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from deploy.bundle import ONNX, Bundle
-from deploy.state import Engine
+from deploy.engine import Engine
 from deploy.targets import WITH_DLA, find_target
 
 

@@ -10,35 +10,40 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from deploy.state import STATE, EngineState
+from deploy.engine import EngineState
 from perception.errors import InputError
-from perception.modules.spec import NEXT_STATE
 from perception.sensors.inputs import without_padding
+from perception.state import NEXT, states_of
 
 
 class OnnxRuntimeState:
-    """A state in two buffers, of which each run reads one and writes the other."""
+    """States in two buffers each, of which each run reads one and writes the other."""
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self._arrays = [np.zeros(shape, np.float32) for _ in range(2)]
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self._arrays = [{name: np.zeros(shape, np.float32) for name, shape in shapes.items()} for _ in range(2)]
         # Of the same memory, which ONNX Runtime does not copy on a CPU.
-        self._values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in self._arrays]
+        self._values = [
+            {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
+            for arrays in self._arrays
+        ]
         self._latest = 0
 
     def bind(self, binding: onnxruntime.IOBinding) -> None:
-        """Make a run read the latest state, and write the next one to the other buffer."""
-        binding.bind_ortvalue_input(STATE, self._values[self._latest])
-        binding.bind_ortvalue_output(NEXT_STATE, self._values[1 - self._latest])
+        """Make a run read the latest states, and write the next ones to the other buffers."""
+        for name, value in self._values[self._latest].items():
+            binding.bind_ortvalue_input(name, value)
+            binding.bind_ortvalue_output(NEXT + name, self._values[1 - self._latest][name])
 
     def swap(self) -> None:
-        """Take the other buffer as the state: what the latest run wrote, or again what it read."""
+        """Take the other buffers as the states: what the latest run wrote, or again what it read."""
         self._latest = 1 - self._latest
 
     def clear(self) -> None:
-        self._arrays[self._latest].fill(0)
+        for array in self._arrays[self._latest].values():
+            array.fill(0)
 
-    def read(self) -> np.ndarray:
-        return self._arrays[self._latest].copy()
+    def read(self) -> dict[str, np.ndarray]:
+        return {name: array.copy() for name, array in self._arrays[self._latest].items()}
 
 
 class OnnxRuntimeEngine:
@@ -73,13 +78,14 @@ class OnnxRuntimeEngine:
         self._session._model_bytes = None  # otherwise the session keeps the file's content in memory
         self.inputs = {each.name: _describe(each) for each in self._session.get_inputs()}
         self.outputs = {each.name: _describe(each) for each in self._session.get_outputs()}
-        self._state_shape = next((tuple(each.shape) for each in self._session.get_inputs() if each.name == STATE), None)
+        shapes = {each.name: tuple(each.shape) for each in self._session.get_inputs()}
+        self._states = {name: shapes[name] for name in states_of(self.outputs) if name in shapes}
 
     def new_state(self) -> OnnxRuntimeState | None:
-        return None if self._state_shape is None else OnnxRuntimeState(self._state_shape)
+        return OnnxRuntimeState(self._states) if self._states else None
 
     def run(self, inputs: Mapping[str, np.ndarray], state: EngineState | None = None) -> dict[str, np.ndarray]:
-        """Outputs by name, for inputs by name with the shapes and types of the manifest; see `deploy.state.Engine`."""
+        """Outputs by name, for inputs by name with the shapes and types of the manifest; see `deploy.engine.Engine`."""
         inputs = without_padding(inputs)
         try:
             if isinstance(state, OnnxRuntimeState):
@@ -93,12 +99,12 @@ class OnnxRuntimeEngine:
         for name, array in inputs.items():
             binding.bind_cpu_input(name, array)
         state.bind(binding)
-        outputs = [name for name in self.outputs if name != NEXT_STATE]
+        outputs = [name for name in self.outputs if name.removeprefix(NEXT) not in self._states]
         for name in outputs:
             binding.bind_output(name)
         self._session.run_with_iobinding(binding)
         state.swap()
-        values = binding.get_outputs()[1:]  # behind the state
+        values = binding.get_outputs()[len(self._states) :]  # behind the states
         return {name: value.numpy() for name, value in zip(outputs, values, strict=True)}
 
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from deploy.engine import EngineState
 from deploy.engines import cuda
 from deploy.integrity import Content
-from deploy.state import STATE, EngineState
 from deploy.targets import WITH_DLA, Target
 from perception.errors import InputError
-from perception.modules.spec import NEXT_STATE
+from perception.state import NEXT, states_of
 
 
 @dataclass(frozen=True)
@@ -172,32 +172,36 @@ def _parser_error(parser: Any, log: Any) -> str:
 
 
 class TensorRtState:
-    """A state in two buffers on the GPU, of which each run reads one and writes the other.
+    """States in two buffers each on the GPU, of which each run reads one and writes the other.
 
-    `graphs` has the work for each engine and buffer that it reads, as `TensorRtEngine.graph`.
+    `graphs` has the work for each engine and the buffers that it reads, as `TensorRtEngine.graph`.
     """
 
-    def __init__(self, shape: tuple[int, ...], stream: cuda.Stream) -> None:
-        self.buffers = [cuda.Buffer(shape, np.dtype(np.float32)) for _ in range(2)]
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], stream: cuda.Stream) -> None:
+        kind = np.dtype(np.float32)
+        self.buffers = [{name: cuda.Buffer(shape, kind) for name, shape in shapes.items()} for _ in range(2)]
         self.graphs: dict[tuple[int, int], cuda.Graph | None] = {}
         self.latest, self._stream = 0, stream
-        for buffer in self.buffers:
-            stream.upload(buffer)
+        for buffers in self.buffers:
+            for buffer in buffers.values():
+                stream.upload(buffer)
         stream.wait()
 
     def swap(self) -> None:
-        """Take the other buffer as the state: what the latest run wrote, or again what it read."""
+        """Take the other buffers as the states: what the latest run wrote, or again what it read."""
         self.latest = 1 - self.latest
 
     def clear(self) -> None:
-        self.buffers[self.latest].host.fill(0)
-        self._stream.upload(self.buffers[self.latest])
+        for buffer in self.buffers[self.latest].values():
+            buffer.host.fill(0)
+            self._stream.upload(buffer)
         self._stream.wait()
 
-    def read(self) -> np.ndarray:
-        self._stream.download(self.buffers[self.latest])
+    def read(self) -> dict[str, np.ndarray]:
+        for buffer in self.buffers[self.latest].values():
+            self._stream.download(buffer)
         self._stream.wait()
-        return self.buffers[self.latest].host.copy()
+        return {name: buffer.host.copy() for name, buffer in self.buffers[self.latest].items()}
 
 
 class TensorRtEngine:
@@ -210,7 +214,7 @@ class TensorRtEngine:
     Attributes:
         graph: None if the work cannot be captured, because it allocates memory or waits for the GPU midway
             (data-dependent shapes, branches, plans of tensorrt_rtx 1.1); then every run enqueues it again. A network
-            with a memory has one for each buffer of a state, which keeps them.
+            with states has one for each of their buffers, which the states keep.
 
     Args:
         weights: an ONNX graph of the same structure (`deploy.precision.measure`), whose weights replace the plan's.
@@ -232,17 +236,18 @@ class TensorRtEngine:
         self._context = self._engine.create_execution_context()
         self._inputs: dict[str, cuda.Buffer] = {}
         self._outputs: dict[str, cuda.Buffer] = {}
-        self._state_shape: tuple[int, ...] | None = None
-        for i in range(self._engine.num_io_tensors):
-            name = self._engine.get_tensor_name(i)
+        self._states: dict[str, tuple[int, ...]] = {}
+        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        states = states_of(names)
+        for name in names:
             dtype = np.dtype(trt.nptype(self._engine.get_tensor_dtype(name)))
             shape = tuple(self._engine.get_tensor_shape(name))
             is_input = self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
             if is_input and -1 in shape:  # plans by trtexec keep the dimension dynamic; the profile has its size
                 shape = tuple(self._engine.get_tensor_profile_shape(name, 0)[2])
                 self._context.set_input_shape(name, shape)
-            if name in (STATE, NEXT_STATE):  # in buffers of `TensorRtState`
-                self._state_shape = shape
+            if name.removeprefix(NEXT) in states:  # in buffers of `TensorRtState`
+                self._states[name.removeprefix(NEXT)] = shape
                 continue
             buffer = cuda.Buffer(shape, dtype)
             self._context.set_tensor_address(name, buffer.address)
@@ -250,10 +255,10 @@ class TensorRtEngine:
         self.graph = self._prepare(self.new_state())
 
     def new_state(self) -> TensorRtState | None:
-        return None if self._state_shape is None else TensorRtState(self._state_shape, self._stream)
+        return TensorRtState(self._states, self._stream) if self._states else None
 
     def run(self, inputs: Mapping[str, np.ndarray], state: EngineState | None = None) -> dict[str, np.ndarray]:
-        """Outputs by name, for inputs by name with the shapes and types of the manifest; see `deploy.state.Engine`."""
+        """Outputs by name, for inputs by name with the shapes and types of the manifest; see `deploy.engine.Engine`."""
         for name, buffer in self._inputs.items():
             expected, array = buffer.host, inputs.get(name)
             if array is None or (array.shape, array.dtype) != (expected.shape, expected.dtype):
@@ -262,7 +267,7 @@ class TensorRtEngine:
                     f"TensorRT cannot run the network: {name} {found}, the plan takes {expected.dtype} {expected.shape}"
                 )
             expected[...] = array
-        if self._state_shape is not None and state is None:
+        if self._states and state is None:
             raise InputError("TensorRT cannot run the network: it takes a state")
         graph = self.graph
         if isinstance(state, TensorRtState):
@@ -277,7 +282,7 @@ class TensorRtEngine:
         return {name: buffer.host.copy() for name, buffer in self._outputs.items()}
 
     def _graph_of(self, state: TensorRtState) -> cuda.Graph | None:
-        """The captured work that reads the latest state; binds the state's buffers where there is none."""
+        """The captured work that reads the latest states; binds their buffers where there is none."""
         key = id(self), state.latest
         if state.graphs.get(key) is None:
             self._bind(state)
@@ -286,8 +291,9 @@ class TensorRtEngine:
         return state.graphs[key]
 
     def _bind(self, state: TensorRtState) -> None:
-        self._context.set_tensor_address(STATE, state.buffers[state.latest].address)
-        self._context.set_tensor_address(NEXT_STATE, state.buffers[1 - state.latest].address)
+        for name, buffer in state.buffers[state.latest].items():
+            self._context.set_tensor_address(name, buffer.address)
+            self._context.set_tensor_address(NEXT + name, state.buffers[1 - state.latest][name].address)
 
     def _prepare(self, state: TensorRtState | None) -> cuda.Graph | None:
         if state is not None:

@@ -61,7 +61,7 @@ class Intake:
         infos = [each.info for name, each in topics.cameras.items() if name in used.cameras]
         self._needed = [*topics.of(used), *(infos if topics.calibration == "recorded" else ()), topics.poses]
         self.period = topics.period  # s between frames
-        self.counts, self.outcomes = Counts(bundle.spec.rig.sensors), Counter[str]()
+        self.counts, self.outcomes = Counts(bundle.spec.shown_sensors), Counter[str]()
         self._readings, self._topics = Readings(runtime.sources.signals), frozenset(topics.names())
         keyframes = topics.keyframes if topics.keyframes in sending else None
         # A recording is known whole, as in its replay; a LiDAR of a middleware may come later.

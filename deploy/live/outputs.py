@@ -71,6 +71,7 @@ class Outputs:
                 "token": frame.token,
                 "outcome": "perceived",
                 "cameras": sorted(frame.cameras),
+                **({"scanners": sorted(frame.scans)} if frame.scans else {}),
                 "lidar": frame.points is not None,
                 "masked": sorted(masked),
                 "ms": round(1e3 * seconds, 3),

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from deploy.manifest import Manifest
 from perception.errors import InputError
 from perception.io.section import Section, load_section
 from perception.scene.health.features import Status
 from perception.scene.health.monitor import VEHICLE, SensorHealth
-from perception.tasks.detection.config import ScoreThresholds
-from perception.tasks.detection.task import DetectionTask
-from perception.tasks.task import Task
+from perception.tasks.published import ScoreThresholds
 
 Seconds = Annotated[float, Field(gt=0, le=10)]
 # warn: the state is DEGRADED; mask: and the network does not see the sensor; stop: the state is DOWN.
@@ -72,18 +71,21 @@ class Policy(Section):
                 there = ", ".join(sensors)
                 raise InputError(f"--policy: sensors.{pattern}: fits none of the bundle's sensors {there}; correct it")
 
-    def set_score_thresholds(self, tasks: Mapping[str, Task[Any]]) -> None:
-        """Let the policy's thresholds take the place of the bundle's; InputError if they are not of its classes."""
-        task = tasks.get(DetectionTask.name)
-        if self.score_thresholds is None:
-            return
-        if not isinstance(task, DetectionTask):
+    def adjust(self, manifest: Manifest) -> Manifest:
+        """The manifest with the policy's score thresholds, if any; InputError if they are not of its classes."""
+        scores, classes = self.score_thresholds, manifest.taxonomy.class_names
+        if scores is None:
+            return manifest
+        detecting = [name for name, task in manifest.heads.items() if task.thresholds is not None]
+        if not detecting:
             raise InputError("--policy: score_thresholds: the network detects no objects; leave it out")
         try:
-            self.score_thresholds.require_classes(task.taxonomy)
+            scores.require_classes(manifest.taxonomy)
         except ValueError as error:
-            raise InputError(f"--policy: {error} {', '.join(task.taxonomy.class_names)}; correct it") from None
-        task.config = task.config.model_copy(update={"score_thresholds": self.score_thresholds})
+            raise InputError(f"--policy: {error} {', '.join(classes)}; correct it") from None
+        adjusted = {name: manifest.tasks[name].model_copy(update={"score_thresholds": scores}) for name in detecting}
+        content = {name: getattr(manifest, name) for name in Manifest.model_fields}
+        return Manifest(**content | {"tasks": {**manifest.tasks, **adjusted}})
 
 
 def load_policy(path: Path | None) -> Policy:

@@ -80,7 +80,7 @@ class View(Output):
                 self._failure = error
 
     def _draw_frame(self, frame: Frame, seen: SceneFrame) -> None:
-        sensors = {*frame.cameras, *(("lidar",) if frame.points is not None else ())}
+        sensors = {*frame.cameras, *frame.scans, *(("lidar",) if frame.points is not None else ())}
         if not sensors <= self._sensors or any(channel.has_sinks() for channel in self._channels.values()):
             self._sensors |= sensors
             self._writer.add(frame, seen)

@@ -14,15 +14,16 @@ import numpy as np
 import onnx
 from onnxruntime.quantization.calibrate import CalibrationDataReader, PercentileCalibrater
 
-from deploy.state import STATE, Engine, run_with_state
+from deploy.engine import Engine
 from perception.datasets.keyframes import Keyframes
 from perception.datasets.sources import open_source
 from perception.errors import InputError
 from perception.frame import Arrays, Frame
-from perception.modules.spec import SPACING, STATE_INPUTS
+from perception.modules.memories import SPACING
 from perception.rig import Rig
 from perception.sensors.inputs import InputSpec, prepare
-from perception.sensors.state import Moment, state_inputs
+from perception.session import follow, run_with_state
+from perception.state import MOTION_INPUTS, Moment
 from perception.training.clips import find_clip, frame_period
 
 PERCENTILE = 99.99  # of the values; the others are clipped
@@ -91,9 +92,11 @@ class Drives:
         found: dict[str, Clip] = {}
         for i in np.unique(np.linspace(0, len(tokens) - 1, min(MOST, len(tokens))).astype(int)):
             frame = self.source.frame(tokens[i], spec.reads._replace(lidar=True, cameras=True))
-            if (spec.lidar and frame.points is None) or (spec.camera and not frame.cameras):
+            if not all(sensor.sees(frame) for sensor in spec.sensors.values()):
                 continue
-            found[frame.token] = prepare_clip([*self._before(tokens[i], spec), frame], spec)
+            clip = [(Moment.of(each), prepare(each, spec)) for each in (*self._before(tokens[i], spec), frame)]
+            *before, (inputs, _) = follow(clip, spec.memory)
+            found[frame.token] = [*(earlier for earlier, replaces in before if replaces), inputs]
         if not found:
             raise InputError(f"{self.root}: no keyframe of these scenes has all sensors; calibrate on others")
         return found
@@ -107,23 +110,11 @@ class Drives:
         return [self.source.frame(each, spec.reads) for each in find_clip(moments, token, [spacing] * BEFORE)]
 
 
-def prepare_clip(
-    frames: Sequence[Frame], spec: InputSpec, moments: Sequence[Moment] = ()
-) -> list[dict[str, np.ndarray]]:
-    """The network's inputs for frames in order, without states, at the given moments instead of their own."""
-    inputs = [prepare(frame, spec) for frame in frames]
-    if spec.memory is None:
-        return inputs
-    own = moments or [Moment.of(frame) for frame in frames]
-    pairs = zip([None, *own[:-1]], own, strict=True)
-    return [each | state_inputs(*pair, spec.memory) for each, pair in zip(inputs, pairs, strict=True)]
-
-
 def with_state(clip: Clip, engine: Engine) -> Mapping[str, np.ndarray]:
-    """The inputs of the last frame of a clip, with the state that the frames before it leave."""
+    """The inputs of the last frame of a clip, with the states that the frames before it leave."""
     state, last = engine.new_state(), clip[-1]
     if state is None:
-        return {name: array for name, array in last.items() if name not in STATE_INPUTS}
+        return {name: array for name, array in last.items() if name not in MOTION_INPUTS}
     for frame in clip[:-1]:
-        run_with_state(engine, frame, state)
-    return {**last, STATE: state.read()}
+        run_with_state(engine.run, frame, state)
+    return {**last, **state.read()}

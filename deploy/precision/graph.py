@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import TensorProto
 
-from perception.modules.spec import NEXT_STATE, STATE_INPUTS
+from perception.state import MOTION_INPUTS, states_of
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 STEERING = frozenset({"route", "conditions"})  # inputs that select modules; all others come from sensors
@@ -26,7 +26,7 @@ class NetworkParts:
         heads: last convolutions before the outputs.
         view_transform: last convolutions before the view transform.
         decoding: behind heads and view transform: peaks, boxes, probabilities, depths.
-        memory: between the state and the next one: the motion, the moved state, and what is mixed.
+        memory: between the states and the next ones: the motion, the moved state, and what is mixed.
     """
 
     encoding: frozenset[str]
@@ -48,7 +48,8 @@ def places(graph: onnx.GraphProto) -> NetworkParts:
     constant = {tensor.name for tensor in graph.initializer}
     convolved = {node.input[0] for node in graph.node if node.op_type in CONVOLUTIONS}
     memory = _memory(graph)
-    sensed = {tensor.name for tensor in graph.input}.difference(STEERING, STATE_INPUTS)
+    states = states_of(tensor.name for tensor in graph.output)
+    sensed = {tensor.name for tensor in graph.input}.difference(STEERING, MOTION_INPUTS, states)
     encoding, joined = set(), set()
     for node in graph.node:  # in topological order
         if node.output[0] in memory:
@@ -71,8 +72,9 @@ def places(graph: onnx.GraphProto) -> NetworkParts:
 
 
 def _memory(graph: onnx.GraphProto) -> set[str]:
-    """First outputs of the nodes that depend on the state or the motion, and on which the next state depends."""
-    behind, before = set(STATE_INPUTS), {NEXT_STATE}
+    """First outputs of the nodes that depend on a state or the motion, and on which a next state depends."""
+    states = states_of(tensor.name for tensor in graph.output)
+    behind, before = {*MOTION_INPUTS, *states}, {*states.values()}
     for node in graph.node:
         if not behind.isdisjoint(node.input):
             behind.update(node.output)

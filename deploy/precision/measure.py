@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 
+from deploy.engine import in_sequence
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import (
     QUANTITIES,
@@ -23,12 +24,11 @@ from deploy.golden import (
     score_spread,
     state_difference,
 )
-from deploy.state import in_sequence
 from deploy.tolerances import Precision, Ranked, Size, Spread, Tolerances
 from perception.errors import InputError
 from perception.frame import Arrays
 from perception.io.section import Section, Share
-from perception.modules.spec import NEXT_STATE
+from perception.state import states_of
 from perception.tasks.outputs import Kind, Output
 from perception.tasks.task import Task, part_of
 
@@ -327,10 +327,10 @@ def _labels(measured: Sequence[Measured], name: str) -> float:
 
 def _state(measured: Sequence[Measured]) -> float | None:
     found = [
-        state_difference(frame.outputs[NEXT_STATE], other[NEXT_STATE])
+        state_difference(frame.outputs[name], other[name])
         for frame, others in measured
         for other in others
-        if NEXT_STATE in frame.outputs
+        for name in states_of(frame.outputs).values()
     ]
     return max(LEAST.state, float(f"{MARGIN * max(found):.2g}")) if found else None
 

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,12 +22,13 @@ from deploy.recordings.latest import (
     intrinsics_of,
 )
 from deploy.recordings.messages import Cloud, Content, Fix, Intrinsics, Keyframe, Picture, RawMessage, Transform
+from deploy.recordings.scans import Received, Scans
 from deploy.recordings.stamps import STAMPS_KEPT, Arrivals, ClockSet, Stamps
 from deploy.recordings.topics import Topics
 from deploy.recordings.transforms import STALE, Placement
 from deploy.recordings.trigger import FrameTrigger
 from perception.datasets.sweeps import Sweep, global_from_reference, join_lidars
-from perception.frame import Conditions, Frame
+from perception.frame import Conditions, Frame, Scan
 from perception.sensors.inputs import InputSpec
 
 _MAX_PENDING = 8  # frames
@@ -96,6 +97,9 @@ class Assembler:
         choice: FrameChoice,
         readings: Readings,
     ) -> None:
+        kinds = spec.rig.sensors.scanners
+        used = {name: each for name, each in topics.scanners.items() if kinds[name] in spec.configs}
+        topics = topics.model_copy(update={"scanners": used})
         self._topics, self._spec, self._counts, self._drive = topics, spec, counts, drive
         self._choice, self.frames, self.announced, self._named = choice, 0, 0, frozenset(topics.names())
         self.lost: deque[tuple[str, str]] = deque(maxlen=STAMPS_KEPT)
@@ -111,6 +115,8 @@ class Assembler:
         self._reference = next(iter(topics.lidars), None)  # the LiDAR that gives the frames' times
         keep = 2 * (self._wait + self._tolerance)
         self._cameras = {name: CameraPictures(each, self._tolerance, keep) for name, each in topics.cameras.items()}
+        self._scans = {name: Scans(each, kinds[name]) for name, each in topics.scanners.items()}
+        self._scanner_of_topic = {each.topic: name for name, each in topics.scanners.items()}
         if topics.calibration == "rig":
             for each in spec.rig.cameras:
                 if each.name in self._cameras:
@@ -166,6 +172,11 @@ class Assembler:
             last.append(lidar.end(stamp, self._tolerance))
             if lidar.frame_ids and self._mounting(name) is None:
                 return False
+        for scans in self._scans.values():
+            if not arrivals.is_settled(scans.topic.topic, stamp, time):
+                return False
+            if (scan := scans.nearest(stamp, self._tolerance)) is not None:
+                last.append(scan.stamp)
         return self._placement.posed_until() >= max(last) or arrivals.is_silent(self._topics.poses, time)
 
     def _mounting(self, lidar: str) -> np.ndarray | None:
@@ -175,7 +186,7 @@ class Assembler:
 
     def prepare_ahead(self, time: int) -> bool:
         """Prepare one picture that a waiting frame will use, if there is any; returns whether there was."""
-        size = None if self._spec.camera is None else self._spec.camera.image
+        size = self._spec.picture
         return any(
             self._arrivals.is_settled(camera.topics.image, pending.stamp, time)
             and camera.prepare_nearest(pending.stamp, size)
@@ -216,6 +227,10 @@ class Assembler:
                 self._readings.add(raw.topic, raw.time, raw.parse(raw.data))
         if raw.topic in self._named:
             self._publishers.add(raw)
+        if raw.topic in self._scanner_of_topic:
+            with self._counts.corrupt(raw.topic):
+                self._add_scan(raw.topic, raw.time, raw.parse(raw.data))
+        elif raw.topic in self._named:
             with self._counts.corrupt(raw.topic):
                 self.add(raw.topic, raw.time, raw.decode(raw.data))
 
@@ -238,7 +253,7 @@ class Assembler:
         self.lost.append((pending.token, "unposed"))
 
     def _is_new(
-        self, topic: str, stamp: int, time: int, buffer: LidarSweeps | CameraPictures | Positions | None = None
+        self, topic: str, stamp: int, time: int, buffer: LidarSweeps | CameraPictures | Scans | Positions | None = None
     ) -> bool:
         """See `Stamps`; when a clock is set, what is timed by it follows, and its `buffer` forgets the time before."""
         if not self._stamps.is_new(topic, stamp, time):
@@ -276,7 +291,7 @@ class Assembler:
         self._pending.sort(key=lambda each: each.place)
         return True
 
-    def _announce(self, topic: str, message: Cloud | Picture, time: int) -> None:
+    def _announce(self, topic: str, message: Cloud | Picture | Received, time: int) -> None:
         """Expect a frame if a sensor's message announces one."""
         trigger, stamp = self._trigger, message.stamp
         if trigger is None or topic not in self._announcing:
@@ -321,6 +336,17 @@ class Assembler:
         camera.add(time, picture)
         self._announce(topic, picture, time)
 
+    def _add_scan(self, topic: str, time: int, message: Any) -> None:
+        name = self._scanner_of_topic[topic]
+        scans = self._scans[name]
+        scan = scans.read(message)
+        self._arrivals.add(topic, scan.stamp, time)
+        if not self._is_new(topic, scan.stamp, time, scans):
+            return
+        self._count_if_late(topic, name, scan.stamp, self._tolerance)
+        scans.add(scan)
+        self._announce(topic, scan, time)
+
     def _add_fix(self, topic: str, time: int, fix: Fix) -> None:
         fix = replace(fix, stamp=fix.stamp or time + self._shift)
         if self._is_new(topic, fix.stamp, time, self._positions):
@@ -348,7 +374,8 @@ class Assembler:
         reference = global_from_reference(pose, ego_from_lidar, grid)
         sweeps = {self._index(name): self._sweeps(name, pending, mounting) for name, mounting in mountings.items()}
         there = {name for name in mountings if sweeps[self._index(name)]}
-        there |= {name for name, each in pictures.items() if each}
+        scans = self._placed_scans(pending.stamp, np.linalg.inv(reference))
+        there |= {name for name, each in pictures.items() if each} | scans.keys()
         tags = pending.keyframe or self._drive
         self.frames += 1
         self._recent.append((pending, there))
@@ -367,12 +394,31 @@ class Assembler:
             location=tags.location,
             position=self._positions.at(pending.stamp, tags.location, pose),
             signals=self._readings.at(pending.stamp, self._shift),
+            scans=scans,
             nanoseconds=pending.nanoseconds,
         )
         if placement.extrapolated:
             self._counts.add_problem("stale" if placement.extrapolated > STALE else "extrapolated", self._topics.poses)
         written = self._choice.written
         yield ReadyFrame(pending.token, partial(self._assemble, frame, sweeps, pictures, there, written))
+
+    def _placed_scans(self, stamp: int, reference_from_global: np.ndarray) -> dict[str, Scan]:
+        """The scans nearest to a stamp (us), in a frame of reference; those without pose or mounting are counted."""
+        placed = {}
+        for name, scans in self._scans.items():
+            scan, topic = scans.nearest(stamp, self._tolerance), scans.topic
+            if scan is None:
+                continue
+            pose = self._placement.pose(scan.stamp)
+            mounting = self._placement.mounting(name, topic.frame or scan.frame)
+            mounting = self._placement.mounting(name, scan.frame) if mounting is None else mounting
+            if pose is None:
+                self._counts.add_problem("unposed", topic.topic)
+            elif mounting is None:
+                self._counts.add_corrupt(topic.topic, UNMOUNTED)
+            else:
+                placed[name] = scans.placed(scan, reference_from_global @ pose @ mounting)
+        return placed
 
     def _assemble(
         self,

@@ -72,7 +72,8 @@ class Counts:
         self.frames += 1
         lidars = enumerate(self._sensors.lidars)
         self.missing.update(name for i, name in lidars if not frame.has_lidar(i))
-        self.missing.update(name for name in self._sensors.cameras if name not in frame.cameras)
+        others = (*self._sensors.cameras, *self._sensors.scanners)
+        self.missing.update(name for name in others if name not in frame.cameras and name not in frame.scans)
 
     def summary(self) -> dict[str, Any]:
         """The counts as JSON, without problems that did not occur."""

@@ -15,7 +15,7 @@ from deploy.recordings.choice import FrameChoice
 from deploy.recordings.counts import Counts
 from deploy.recordings.latest import Readings
 from deploy.recordings.mcap import McapRecording
-from deploy.recordings.messages import Recording, RecordingInfo
+from deploy.recordings.messages import MessageFile, RecordingInfo
 from deploy.recordings.rosbag import RosbagRecording
 from deploy.recordings.topics import Topics, load_topics
 from perception.datasets.keyframes import Keyframes, Reads
@@ -163,7 +163,7 @@ class DatasetDrive:
         return iter(sorted(keyframes + inner, key=itemgetter(1)))
 
 
-def open_recording(path: Path) -> Recording:
+def open_recording(path: Path) -> MessageFile:
     """Open a .mcap or .db3 file, or a rosbag2's folder. InputError if it cannot be read."""
     return McapRecording(path) if path.suffix == ".mcap" else RosbagRecording(path)
 
@@ -196,11 +196,11 @@ class RecordedDrive:
         self.name = info.scene
         self._drive = describe(info, taxonomy or load_taxonomy("nuscenes"))
         self._has_keyframes = topics.keyframes is not None and self._sends(topics.keyframes)
-        self.sensors = (*topics.lidars, *topics.cameras)
+        self.sensors = (*topics.lidars, *topics.cameras, *topics.scanners)
         sending = {name: each for name, each in topics.lidars.items() if info.counts.get(each.topic)}
         topics = topics.model_copy(update={"lidars": sending})  # so that no frame waits for the others
         self._topics = topics
-        self.counts = Counts(spec.rig.sensors)
+        self.counts = Counts(spec.shown_sensors)
 
     def _sends(self, topic: str) -> bool:
         """Whether a topic has messages, or may have had some where the recording is damaged."""
@@ -222,7 +222,7 @@ class RecordedDrive:
         return 1 + round(info.duration / (self._topics.period * 1e6))
 
     def frames(self, choice: FrameChoice | None = None) -> Iterator[Frame]:
-        self.counts, choice = (counts := Counts(self._spec.rig.sensors)), choice or FrameChoice()
+        self.counts, choice = (counts := Counts(self._spec.shown_sensors)), choice or FrameChoice()
         readings, named = Readings(self._signals), frozenset(self._topics.names())
         assembler = Assembler(self._topics, self._spec, counts, self._drive, self._has_keyframes, choice, readings)
         counts.messages.update(dict.fromkeys(readings.topics, 0))  # so that a wrong name is seen

@@ -18,12 +18,12 @@ from deploy.recordings.topics import CameraTopics, LidarTopic
 from deploy.recordings.transforms import Placement
 from perception.datasets.files import jpeg_file
 from perception.datasets.nuscenes.descriptions import position_on_map
-from perception.datasets.sweeps import OLDEST, Motion, Sweep
+from perception.datasets.sweeps import OLDEST, Sweep, SweepMotion
 from perception.frame import Camera, JpegFile, Reading, Warped
-from perception.parts import Image
 from perception.rig import RigCamera
 from perception.scene.signals import SignalConfig
-from perception.sensors.inputs import fit_picture
+from perception.sensors.camera.config import Image
+from perception.sensors.camera.sensor import fit_picture
 
 _MOST_FIXES = 256  # fixes
 _LONGEST_HOLD = 2_000_000  # us for which a fix is used
@@ -86,7 +86,7 @@ class Readings:
         Raises:
             CorruptMessage: it does not have the field, or that is neither a number nor a text.
         """
-        stamp = _stamp(message) or None
+        stamp = message_stamp(message) or None
         for name, path in self._fields[topic].items():
             self._latest[name].append(_Received(stamp, time, _value(message, path)))
 
@@ -111,7 +111,8 @@ class Readings:
                     kept.remove(each)
 
 
-def _stamp(message: Any) -> int:
+def message_stamp(message: Any) -> int:
+    """The stamp (us) in the header of a message; 0 without one."""
     stamp = getattr(getattr(message, "header", None), "stamp", None)
     seconds, nanoseconds = (getattr(stamp, name, 0) for name in ("sec", "nanosec"))
     if not isinstance(seconds, int) or not isinstance(nanoseconds, int):
@@ -150,7 +151,7 @@ class LidarSweeps:
         self._clouds: dict[int, np.ndarray] = {}  # points (N, 5) as in `Cloud`, by stamp
         self._times: dict[int, np.ndarray] = {}  # (N,) s of the points, by stamp, where they are known
         # By stamp, where no pose to come changes them: the motion of sweeps with times that were used, global from ego.
-        self._motions: dict[int, Motion] = {}
+        self._motions: dict[int, SweepMotion] = {}
         self._poses: dict[int, np.ndarray] = {}  # (4, 4)
 
     def add(self, cloud: Cloud) -> None:
@@ -220,7 +221,7 @@ class LidarSweeps:
                 self._drop(each)
         return sweeps
 
-    def _motion(self, stamp: int) -> Motion | None:
+    def _motion(self, stamp: int) -> SweepMotion | None:
         """The vehicle's motion during a sweep; None if its points have no times, or the poses are not known."""
         if stamp not in self._times or stamp in self._motions:
             return self._motions.get(stamp)

@@ -282,7 +282,7 @@ class RecordingInfo:
     types: Mapping[str, str] = field(default_factory=dict)  # of messages in ROS 2 or Foxglove's, by topic
 
 
-class Recording(Protocol):
+class MessageFile(Protocol):
     """A recorded file or folder."""
 
     info: RecordingInfo

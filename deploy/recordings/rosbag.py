@@ -15,7 +15,7 @@ from rosbags.rosbag2 import Reader
 
 from deploy.recordings import ros
 from deploy.recordings.mcap import MAX_RECORD, McapRecording
-from deploy.recordings.messages import RawMessage, Recording, RecordingInfo
+from deploy.recordings.messages import MessageFile, RawMessage, RecordingInfo
 from perception.errors import InputError
 from perception.io.files import text_of
 from perception.io.section import parse_yaml
@@ -31,7 +31,7 @@ class RosbagRecording:
         self._files, self._unreadable = [], []
         for part in _files(path):
             try:
-                opened: Recording = McapRecording(part) if part.suffix == ".mcap" else _SqliteFile(part)
+                opened: MessageFile = McapRecording(part) if part.suffix == ".mcap" else _SqliteFile(part)
                 self._files.append(opened)
             except InputError as error:
                 self._unreadable.append(str(error))

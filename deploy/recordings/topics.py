@@ -20,10 +20,13 @@ Seconds = Annotated[float, Field(gt=0, le=10)]
 Offset = Annotated[float, Field(ge=-2, le=2)]
 
 
-class LidarTopic(Section):
+class ScannerTopic(Section):
     topic: Name
     frame: Name | None = None  # of the sensor; if not set, or without a transform: that of the message header
     offset: Offset = 0.0
+
+
+class LidarTopic(ScannerTopic):
     time_field: Name | None = None  # of the points' times; None: as drivers call it (`point_times`)
     time_unit: Literal["s", "ms", "us", "ns"] | None = None  # None: as drivers count it
     compensated: bool = False  # whether the driver has carried all points to the stamp; then their times do not count
@@ -56,6 +59,7 @@ class Topics(Section):
     position: Name | None = "/gps"  # the vehicle's, by satellite; optional in a recording
     lidars: dict[str, LidarTopic]
     cameras: dict[str, CameraTopics]
+    scanners: dict[str, ScannerTopic] = Field(default={})  # sensors of further kinds
     calibration: Literal["recorded", "rig"] = "recorded"  # rig: its mounts and lenses, not transforms and CameraInfo
     period: Seconds = 0.5  # between frames, if there are no keyframes
     tolerance: Seconds = 0.06  # largest difference between the stamps of a picture and of its frame
@@ -77,13 +81,15 @@ class Topics(Section):
 
     def of(self, sensors: Sensors | None = None) -> list[str]:
         """The topics of these sensors or, without any given, of all; LiDARs first, and no CameraInfo."""
-        names = (*self.lidars, *self.cameras) if sensors is None else sensors.names
-        lidars = [each.topic for name, each in self.lidars.items() if name in names]
-        return [*lidars, *(each.image for name, each in self.cameras.items() if name in names)]
+        topics = {name: each.topic for name, each in self.lidars.items()}
+        topics |= {name: each.image for name, each in self.cameras.items()}
+        topics |= {name: each.topic for name, each in self.scanners.items()}
+        return [topic for name, topic in topics.items() if sensors is None or name in sensors.names]
 
     def names(self) -> list[str]:
         """All topics that are read."""
-        single = [self.odometry, self.keyframes, self.position, *(each.topic for each in self.lidars.values())]
+        scanned = (*self.lidars.values(), *self.scanners.values())
+        single = [self.odometry, self.keyframes, self.position, *(each.topic for each in scanned)]
         cameras = [topic for each in self.cameras.values() for topic in (each.image, each.info)]
         return [self.transforms, self.static_transforms, *(name for name in single if name is not None), *cameras]
 
@@ -97,6 +103,7 @@ def default_topics(sensors: Sensors) -> dict[str, Any]:
             name: {"image": f"/{names[name]}/image_rect_compressed", "info": f"/{names[name]}/camera_info"}
             for name in sensors.cameras
         },
+        "scanners": {name: {"topic": f"/{names[name]}", "frame": names[name]} for name in sensors.scanners},
     }
 
 
@@ -106,7 +113,8 @@ def load_topics(path: Path | None, rig: Rig) -> Topics:
     defaults = default_topics(rig.sensors)
     topics = parse_section(Topics, defaults | content if isinstance(content, dict) else content, str(path))
     ordered = {}
-    for field, known in (("lidars", rig.sensors.lidars), ("cameras", rig.sensors.cameras)):
+    for field in ("lidars", "cameras", "scanners"):
+        known = tuple(getattr(rig.sensors, field))
         named = getattr(topics, field)
         for name in named:
             if name not in known:

@@ -11,7 +11,7 @@ import numpy as np
 from deploy.recordings.messages import CorruptMessage, Transform
 from deploy.recordings.stamps import ClockSet, Leaps
 from deploy.recordings.topics import Topics
-from perception.datasets.sweeps import Motion
+from perception.datasets.sweeps import SweepMotion
 from perception.geometry import rigid
 from perception.rig import Rig, RigSensor
 
@@ -211,7 +211,7 @@ class Placement:
         self._topics, self._transforms, self.extrapolated = topics, Transforms(), 0
         self._mounts: dict[str, np.ndarray] = {}  # by sensor, where they are not those of the recording
         if topics.calibration == "rig":
-            sensors: tuple[RigSensor, ...] = (*rig.lidars, *rig.cameras)
+            sensors: tuple[RigSensor, ...] = (*rig.lidars, *rig.cameras, *rig.scanners)
             self._mounts = {each.name: each.ego_from_sensor for each in sensors}
 
     def add(self, topic: str, transform: Transform, time: int) -> bool:
@@ -239,7 +239,7 @@ class Placement:
         """The time (us) until which the vehicle's pose is known; -infinite if it is not."""
         return self._transforms.until(self._topics.global_frame, self._topics.ego_frame)
 
-    def motion(self, stamp: int, point_times: np.ndarray) -> Motion | None:
+    def motion(self, stamp: int, point_times: np.ndarray) -> SweepMotion | None:
         """The motion during a sweep, by all poses that were recorded meanwhile; None if it is not known.
 
         The stamp of the sweep is in us, the times of its points (N,) in s after it.
@@ -251,7 +251,7 @@ class Placement:
         known = [pose for pose in poses if pose is not None]
         if len(known) < len(poses):
             return None
-        return Motion(point_times, 1e-6 * (np.array(stamps) - stamp), np.stack(known))
+        return SweepMotion(point_times, 1e-6 * (np.array(stamps) - stamp), np.stack(known))
 
     def mounting(self, sensor: str, frame: str) -> np.ndarray | None:
         """(4, 4) ego_from_sensor, of the rig or by the transforms of a frame; None if it is not known."""

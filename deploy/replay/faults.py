@@ -208,11 +208,13 @@ class Fault:
         name, sensor = match["kind"], match["sensor"]
         if name not in KINDS:
             raise InputError(f"--fault {text}: no kind {name!r}; one of {', '.join(KINDS)}")
-        if sensor not in (*GROUPS, *every.names):
-            raise InputError(f"--fault {text}: no sensor {sensor!r}; one of {', '.join((*GROUPS, *every.names))}")
-        groups = dict(zip(GROUPS, (every.lidars, every.cameras, every.names), strict=True))
+        scanned = every if name == "drop" else replace(every, scanners={})  # which can only be missing
+        groups = dict(zip(GROUPS, (every.lidars, every.cameras, scanned.names), strict=True))
+        groups |= {kind: tuple(every.of([kind]).scanners) for kind in every.scanners.values()}
+        if sensor not in (*groups, *every.names):
+            raise InputError(f"--fault {text}: no sensor {sensor!r}; one of {', '.join((*groups, *every.names))}")
         sensors = groups.get(sensor, (sensor,))
-        if outside := set(sensors) - set(groups[SENSORS_OF_KIND.get(name, "all")]):
+        if outside := {*sensors} - {*groups[SENSORS_OF_KIND.get(name, "all")]}:
             raise InputError(f"--fault {text}: {sensor} cannot have {name} ({', '.join(sorted(outside))})")
         start, end = window(text, match["start"], match["end"])
         return Fault(text, _kind(text, KINDS[name], match["options"]), sensors, every.lidars, start, end)
@@ -238,8 +240,9 @@ class Fault:
                 shown = None if past is None else past.of_lidar(i)
                 own = self.kind.lidar(own, shown, self.random("lidar" if i == 0 else name, *seed))
                 frame = _with_points_of(own, frame, i)
+        scans = {name: scan for name, scan in frame.scans.items() if name not in self.sensors}
         # Keep the order of the cameras.
-        return replace(frame, cameras={name: cameras[name] for name in frame.cameras if name in cameras})
+        return replace(frame, cameras={name: cameras[name] for name in frame.cameras if name in cameras}, scans=scans)
 
 
 def _with_points_of(own: Frame, frame: Frame, lidar: int) -> Frame:

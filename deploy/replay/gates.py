@@ -84,13 +84,17 @@ class Score(_Subset):
     """Requires a score: one of nuScenes, with the devkit's numbers, or the map's IoU at a probability of 0.5."""
 
     metric: str
-    at_least: float
+    at_least: float | None = None
+    at_most: float | None = None  # instead, if lower is better
 
     @model_validator(mode="after")
     def _sensible(self) -> Score:
         if self.metric not in metrics():
             raise ValueError(f"{self.metric!r} is none of {', '.join((*metrics(), *_OTHERS))}")
         self.require_one_of(self.metric, metrics())
+        bound = metrics()[self.metric].bound
+        if [key for key in ("at_least", "at_most") if getattr(self, key) is not None] != [bound]:
+            raise ValueError(f"a gate on {self.metric} has one limit, `{bound}`")
         return self
 
 
@@ -116,23 +120,28 @@ class Dropped(Section):
 
 
 class Difference(_Subset):
-    """Limits how far a score may fall below the baseline's, by a confidence interval over scenes.
+    """Limits how much worse than the baseline's a score may be, by a confidence interval over scenes.
 
-    It passes if the whole interval (perception.evaluation.interval) is above the margin, fails if it is below, and is
-    inconclusive if the margin is inside or there are too few scenes for an interval. The comparison is paired: the same
+    A score gets worse when it falls or, if lower is better, when it rises. It passes if the whole interval
+    (perception.evaluation.interval) is better than the margin, fails if it is worse, and is inconclusive if the margin
+    is inside or there are too few scenes for an interval. The comparison is paired: the same
     scenes are left out of both replays. Replays with equal results pass with any number of scenes.
     """
 
     metric: Literal["difference"]
     of: str
-    at_most: Share
+    at_most: Annotated[float, Field(ge=0)]  # in the unit of the score
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
 
     @model_validator(mode="after")
     def _sensible(self) -> Difference:
         self.require_one_of(self.of, metrics())
-        if metrics()[self.of].whole:
-            raise ValueError(f"{self.of} is not compared with a baseline; give {{metric: {self.of}, at_least: ...}}")
+        metric = metrics()[self.of]
+        if metric.whole:
+            instead = f"{{metric: {self.of}, {metric.bound}: ...}}"
+            raise ValueError(f"{self.of} is not compared with a baseline; give {instead}")
+        if self.at_most > 1 and not metric.lower_is_better:
+            raise ValueError(f"{self.of} is at most 1; give a margin `at_most` that is not greater")
         return self
 
 
@@ -197,7 +206,7 @@ class Gates(Section):
 
 
 def default_gates(measures: Measures) -> Gates:
-    """The gates without a file: scores must not fall below the baseline's; without annotations, outputs must agree.
+    """The gates without a file: scores must not be worse than the baseline's; without annotations, outputs must agree.
 
     They apply to all frames and to each condition, since a missing module reduces scores only in its own condition.
     """

@@ -278,7 +278,9 @@ class Measures:
         return Weights.of(frames, self.finished.scenes, range)
 
     def score(self, subject: Subject, leaving_out: bool = False) -> Score:
-        """The score of a gate, 0 where it is not defined in a draw; also without each of the scenes in turn, if wanted.
+        """The score of a gate, also without each of the scenes in turn, if wanted.
+
+        Where it is not defined in a draw, it is 0 or, if lower is better, NaN.
 
         Raises:
             Unmeasured: the frames have nothing to measure.
@@ -297,10 +299,10 @@ class Measures:
             raise Unmeasured(gate.missing)
         if subject.class_ is not None:
             score = score.of_class(subject.class_)
-        if gate.item and np.isnan(score.values[0]).all():
+        if (gate.item or gate.lower_is_better) and np.isnan(score.values[0]).all():
             of_class = f" of {subject.class_}" if subject.class_ else ""
-            raise Unmeasured(f"there is no {gate.item}{of_class}{subject.where}")
-        return replace(score, values=np.nan_to_num(score.values))
+            raise Unmeasured(f"there is no {gate.item or subject.metric}{of_class}{subject.where}")
+        return score if gate.lower_is_better else replace(score, values=np.nan_to_num(score.values))
 
     def annotated_classes(self, subject: Subject) -> list[str]:
         """Classes for which a gate on each class can be measured."""

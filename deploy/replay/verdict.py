@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from deploy.replay.gates import (
     DEFAULT_COMMON,
     LEAST_FRAMES,
@@ -91,17 +93,26 @@ class Change:
     same: bool  # whether both replays have the same results
     interval: tuple[float, float] | None  # of after - before; None if there are too few scenes
     why: str  # there is no interval
+    lower_is_better: bool
 
     @property
     def value(self) -> float:
         return self.after - self.before
 
     @property
+    def losses(self) -> tuple[float, float] | None:
+        """The interval of how much worse the score became."""
+        if self.interval is None:
+            return None
+        low, high = self.interval
+        return (low, high) if self.lower_is_better else (-high, -low)
+
+    @property
     def excludes(self) -> float | None:
         """The smallest loss that the scenes exclude; None if they exclude none."""
         if self.same:
             return 0.0
-        return None if self.interval is None else max(0.0, -self.interval[0])
+        return None if self.losses is None else max(0.0, self.losses[1])
 
     def outcome(self, at_most: float) -> Outcome:
         """Pass: the scenes exclude a loss over `at_most`. Fail: they show one. Inconclusive: neither."""
@@ -109,23 +120,24 @@ class Change:
             return "inconclusive"
         if self.excludes <= at_most + _ROUNDING:
             return "pass"
-        return "fail" if self.interval is not None and self.interval[1] < -at_most - _ROUNDING else "inconclusive"
+        return "fail" if self.losses is not None and self.losses[0] > at_most + _ROUNDING else "inconclusive"
 
     def reason(self, at_most: float, confidence: float) -> str:
         numbers = f"{self.before:.4f} became {self.after:.4f} ({self.value:+.4f}"
-        limit = f"it may fall by {at_most:g}"
+        worsen, worsened = ("rise", "rose") if self.lower_is_better else ("fall", "fell")
+        limit = f"it may {worsen} by {at_most:g}"
         here = "this scene" if self.scenes == 1 else f"these {self.scenes} scenes"
         if self.same:
             return f"{numbers}; both replays have the same results); {limit}"
-        if self.interval is None:
+        if self.interval is None or self.losses is None:
             return f"{numbers}); {limit}, but {here} cannot exclude any loss: {self.why}"
         low, high = self.interval
         judged = f"{numbers}, {confidence:.0%} interval {low:+.4f} to {high:+.4f} of {self.scenes} scenes); {limit}"
         outcome = self.outcome(at_most)
         if outcome == "fail":
-            return f"{judged}, and fell further"
+            return f"{judged}, and {worsened} further"
         if outcome == "inconclusive":
-            excluded = math.ceil(round(-low * 1e4, 6)) / 1e4
+            excluded = math.ceil(round(self.losses[1] * 1e4, 6)) / 1e4
             return f"{judged}, but {here} can only exclude a loss of {excluded:.4f} or more"
         return judged
 
@@ -142,9 +154,13 @@ def change(run: Measures, baseline: Measures, subject: Subject, confidence: floa
     interval, why = None, "" if same else too_few(sizes)
     if not same and not why:
         scores = run.score(subject, leaving_out=True).values - baseline.score(subject, leaving_out=True).values
-        low, high = jackknife_interval(scores, sizes, confidence).tolist()
-        interval = low, high
-    return Change(float(before.values[0]), float(after.values[0]), len(sizes), same, interval, why)
+        if np.isnan(scores).any():
+            why = "it is not defined without one of them"
+        else:
+            low, high = jackknife_interval(scores, sizes, confidence).tolist()
+            interval = low, high
+    lower_is_better = metrics()[subject.metric].lower_is_better
+    return Change(float(before.values[0]), float(after.values[0]), len(sizes), same, interval, why, lower_is_better)
 
 
 def judge(out: Path, baseline: Path | None = None, gates: Gates | None = None) -> Verdict:
@@ -248,12 +264,14 @@ class _Judge:
             yield gate
 
     def _score(self, gate: Score) -> Case:
-        name, limit = f"{gate.metric}{gate.where}", gate.at_least
+        name, metric = f"{gate.metric}{gate.where}", metrics()[gate.metric]
+        limit = getattr(gate, metric.bound)
         try:
             value = float(self.run.score(gate.subject(gate.metric)).values[0])
         except Unmeasured as why:
             return _unmeasured_case(name, gate.metric, limit, why)
-        return Case(name, gate.metric, value >= limit, value, limit, f"{value:.4f}; at least {limit:g}")
+        passed = value <= limit if metric.lower_is_better else value >= limit
+        return Case(name, gate.metric, passed, value, limit, f"{value:.4f}; {metric.bound.replace('_', ' ')} {limit:g}")
 
     def _difference(self, gate: Difference) -> Case:
         assert self.pair is not None

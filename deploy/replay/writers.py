@@ -19,6 +19,7 @@ from deploy.replay.results import STATISTICS
 from perception.frame import Frame, Prediction
 from perception.io.files import atomic_file, jsonable
 from perception.scene.scene import SceneFrame
+from perception.sensors import SENSORS
 from perception.tasks.task import FrameWriter, Task
 
 _ROWS = 16  # every 16th row of a picture is hashed; different pictures differ in nearly all rows
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class StatisticsWriter:
-    """Writes statistics.jsonl, one line for each frame; `sensors` are those that the network takes: camera, lidar."""
+    """Writes statistics.jsonl, one line for each frame; `sensors` are the kinds that the network takes."""
 
     def __init__(self, file: BinaryIO, sensors: Sequence[str], tasks: Mapping[str, Task[Any]]) -> None:
         self._file, self._sensors = file, set(sensors)
@@ -38,7 +39,6 @@ class StatisticsWriter:
         self._file.write(json.dumps(self.line(frame, prediction), allow_nan=False).encode() + b"\n")
 
     def line(self, frame: Frame, prediction: Prediction) -> dict[str, Any]:
-        cameras = bool(frame.cameras) and "camera" in self._sensors
         return {
             "token": frame.token,
             "scene": frame.scene,
@@ -46,7 +46,7 @@ class StatisticsWriter:
             "conditions": frame.conditions.known(),
             "ego": frame.global_from_ego[:2, 3].tolist(),
             "sensors": sensors_hash(frame).hex(),
-            "blind": not cameras and not (frame.points is not None and "lidar" in self._sensors),
+            "blind": not any(SENSORS[kind].sees(frame) for kind in self._sensors),
             "not_finite": dict(prediction.not_finite),
             "tasks": {name: self._of_task(name, frame, result) for name, result in prediction.results.items()},
         }
@@ -61,7 +61,7 @@ def sensors_hash(frame: Frame) -> bytes:
     """SHA-256 of tags, times, positions, signals, poses, calibration, every 16th row of the pictures, and the
     keyframe's LiDAR intensities. It does not depend on the network.
 
-    Coordinates of points and earlier sweeps are left out, because they depend on the network's inputs.
+    Coordinates of points, earlier sweeps and `Frame.scans` are left out, because they depend on the network's inputs.
     """
     known = (frame.token, frame.scene, frame.timestamp, frame.location, frame.position, frame.conditions)
     arrays = [frame.global_from_ego]
@@ -94,10 +94,10 @@ class Writers(NamedTuple):
 
 def open_writers(files: ExitStack, out: Path, manifest: Manifest, viewer: FoxgloveWriter | None = None) -> Writers:
     """Open the writers of one drive for the folder `out`; complete files appear when `files` is closed."""
-    tasks = manifest.heads
-    own = {name: task.writer(out, manifest.sensors) for name, task in tasks.items()}
+    tasks, sensors = manifest.heads, tuple(manifest.sensors)
+    own = {name: task.writer(out, sensors) for name, task in tasks.items()}
     return Writers(
         {name: files.enter_context(writer) for name, writer in own.items() if writer is not None},
-        StatisticsWriter(files.enter_context(atomic_file(out / STATISTICS, "the statistics")), manifest.sensors, tasks),
+        StatisticsWriter(files.enter_context(atomic_file(out / STATISTICS, "the statistics")), sensors, tasks),
         viewer,
     )

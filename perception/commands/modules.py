@@ -27,7 +27,7 @@ from perception.commands.common import (
     training_split,
 )
 from perception.errors import InputError
-from perception.modules.computation import KIND_LOCATIONS
+from perception.modules.spec import COMPUTATIONS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -80,7 +80,7 @@ def adapt(
         str,
         typer.Option(
             help="KIND:NAME of the new module: low_rank:rain; of several: batch_norm+low_rank:rain. "
-            f"Kinds: {', '.join(KIND_LOCATIONS)}."
+            f"Kinds: {', '.join(COMPUTATIONS)}."
         ),
     ] = "",
     memory: Annotated[

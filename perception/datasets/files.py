@@ -162,7 +162,7 @@ def reduction_to(content: bytes, least_width: int) -> int:
     """The largest reduction of a JPEG to at least this width; 1 for other pictures.
 
     It divides the whole number by which the picture is wider, so that further averaging by whole numbers, as in
-    `perception.sensors.inputs.warp`, averages the same recorded pixels as without.
+    `perception.sensors.camera.picture.warp`, averages the same recorded pixels as without.
     """
     if not content.startswith(b"\xff\xd8"):
         return 1

@@ -18,7 +18,7 @@ import numpy as np
 from perception.datasets.files import Stamp, read_cloud, read_image, stamp
 from perception.datasets.sweeps import Cloud, Sweep, global_from_reference, is_measurement, join_lidars
 from perception.errors import InputError, report_damage
-from perception.frame import Camera, Conditions, Frame, reduce_intrinsics
+from perception.frame import Camera, Conditions, Frame, Scan, reduce_intrinsics
 from perception.grid import Reference
 from perception.rig import Box, LidarLimits, Rig
 from perception.taxonomy import Taxonomy
@@ -31,15 +31,16 @@ class Reads(NamedTuple):
 
     reference: Reference = "ego"  # of points and boxes, at the LiDAR's time
     sweeps: int = 0  # number of earlier LiDAR sweeps to add, compensated for the vehicle's motion
-    annotations: bool = True  # boxes, and classes of points if the taxonomy has some, into `Frame`'s own fields
+    annotations: bool = True  # boxes, and classes of points if the taxonomy has some
     lidar: bool = True
     cameras: bool = True
+    scans: bool = True
     least_width: int = 0  # pixels. Images may be reduced in size while they stay at least as wide; 0: as recorded
     change: Callable[[Frame], Frame] | None = None  # made to the frame, such as a corruption; the truth stays
     truth: tuple[str, ...] = ()  # kinds of truth, see `Recording`
 
 
-NO_SENSORS = Reads(annotations=False, lidar=False, cameras=False)
+NO_SENSORS = Reads(annotations=False, lidar=False, cameras=False, scans=False)
 
 
 class SweepFile(NamedTuple):
@@ -123,6 +124,9 @@ class Recording:
     own: Box | None = None  # the own vehicle, whose points are left out; None: those within 1 m of a LiDAR
     files: Callable[[], Iterable[Path]] = tuple  # further files that a frame is read from, there or not
     opened: Sequence[Stamp] = ()  # of files that were read when the data set was opened
+    # By name in the rig, of sensors of further kinds: reads the scan in a frame of reference, given (4, 4)
+    # reference_from_global; None where it is missing.
+    scans: Mapping[str, Callable[[np.ndarray], Scan | None]] = field(default_factory=dict)
 
     def annotated(self, kind: str) -> Any:
         """The annotation of a kind, as in `truth`; None without one."""
@@ -222,13 +226,12 @@ def assemble(recording: Recording, reads: Reads) -> Frame:
     """The frame of a recording, from its files; sensors without a file are missing."""
     reference = global_from_reference(recording.global_from_ego, recording.ego_from_lidar, reads.reference)
     reference_from_global = np.linalg.inv(reference)
-    truth, boxes = recording.read_truth(reads.truth), None
-    if reads.annotations:
-        boxes = truth["boxes"] if "boxes" in truth else recording.annotated("boxes")
+    truth = recording.read_truth(dict.fromkeys((*reads.truth, *(["boxes"] if reads.annotations else ()))))
     classified = reads.annotations or "points" in reads.truth
     cloud = _cloud(recording, reference_from_global, classified) if reads.lidar else Cloud()
     pictures = recording.pictures.items() if reads.cameras else ()
     cameras = {name: _camera(picture, reads.least_width) for name, picture in pictures}
+    scans = {name: read(reference_from_global) for name, read in (recording.scans if reads.scans else {}).items()}
     frame = Frame(
         token=recording.token,
         timestamp=recording.timestamp,
@@ -237,11 +240,11 @@ def assemble(recording: Recording, reads: Reads) -> Frame:
         global_from_ego=recording.global_from_ego,
         cameras={name: camera for name, camera in cameras.items() if camera is not None},
         conditions=recording.conditions,
-        boxes=None if boxes is None else boxes.transformed(reference_from_global),
         scene=recording.scene,
         location=recording.location,
         position=recording.position,
         truth=truth,
+        scans={name: scan for name, scan in scans.items() if scan is not None},
         **cloud._asdict(),
     )
     if "points" in reads.truth and frame.keyframe_classes is not None:

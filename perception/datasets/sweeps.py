@@ -15,7 +15,7 @@ from perception.rig import Box
 _PART = 8192  # points that are moved together, so that they stay in the cache
 
 
-class Motion(NamedTuple):
+class SweepMotion(NamedTuple):
     """When the points of a sweep were measured, and where the vehicle was meanwhile. Times are in s after the sweep's.
 
     Between two poses the vehicle moves along a straight line and turns about one axis, both at constant speed (slerp:
@@ -28,7 +28,7 @@ class Motion(NamedTuple):
 
 
 def compensate(
-    points: np.ndarray, motion: Motion, ego_from_lidar: np.ndarray, reference_from_global: np.ndarray
+    points: np.ndarray, motion: SweepMotion, ego_from_lidar: np.ndarray, reference_from_global: np.ndarray
 ) -> np.ndarray:
     """(N, 3) points of the LiDAR's frame in the reference frame, each placed by the vehicle's pose at its own time.
 
@@ -92,7 +92,7 @@ class Sweep(NamedTuple):
     timestamp: int  # us
     global_from_ego: np.ndarray  # (4, 4) at the sweep's time
     ego_from_lidar: np.ndarray  # (4, 4)
-    motion: Motion | None = None  # of the vehicle during the sweep; None: all points are of the sweep's time
+    motion: SweepMotion | None = None  # of the vehicle during the sweep; None: all points are of the sweep's time
     times: np.ndarray | None = None  # (N,) us, of the points; None: all at the timestamp
     classes: np.ndarray | None = None  # (N,) int16 annotated class of the points; None: not annotated
 

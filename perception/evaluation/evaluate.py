@@ -71,7 +71,7 @@ def evaluate(
     check_axes(breakdown.by, tables.taxonomy.conditions)
     console = console or Console()
     samples = tables.samples(split, selectors)
-    corruptions = choose_corruptions(breakdown.corruptions, spec.sensors)
+    corruptions = choose_corruptions(breakdown.corruptions, tuple(spec.configs))
     reads, cameras = spec.reads._replace(truth=spec.truth), spec.rig.sensors.cameras
     frames = _show_progress(predictions(predictor, tables, reads, samples), samples, "Evaluating", console)
     evaluated = _count(frames, tables, spec, samples, make_folder(out))
@@ -113,7 +113,9 @@ def _count(
             for task, result in prediction.results.items():
                 if task not in counted:
                     counted[task] = CountedFrames(TASKS[task].metric(tables.taxonomy, spec.grid))
-                    submission = None if out is None else TASKS[task].submission(out, spec.sensors, tables.taxonomy)
+                    submission = (
+                        None if out is None else TASKS[task].submission(out, tuple(spec.configs), tables.taxonomy)
+                    )
                     if submission is not None:
                         writers[task] = files.enter_context(submission)
                 counted[task].add(frame, result)

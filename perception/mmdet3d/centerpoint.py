@@ -25,7 +25,8 @@ from perception.mmdet3d.second import (
     voxelisation_of,
 )
 from perception.model import PerceptionModel
-from perception.parts import Lidar, Trunk
+from perception.parts import Trunk
+from perception.sensors.lidar.config import Lidar
 from perception.tasks.detection.config import DetectionHead, IouScore, Suppression, map_name
 from perception.tasks.detection.targets import REGRESSION
 
@@ -71,7 +72,7 @@ def renamed(
     """Our network, and the checkpoint's weights under our names, but for the order of the head's outputs."""
     network = PerceptionModel(config)
     weights = rename_state(state, network.state_dict(), names, checkpoint)
-    weights[POINT_WEIGHTS] = weights[POINT_WEIGHTS] / network.lidar.scale
+    weights[POINT_WEIGHTS] = weights[POINT_WEIGHTS] / network.get_buffer("lidar.scale")
     transpose_unit_stride_deblocks(weights, model.part("pts_neck"))
     head = model.part("pts_bbox_head")
     parts = {

@@ -30,11 +30,12 @@ from perception.io.section import Section, parse_section
 from perception.mmdet3d import annotation_file
 from perception.mmdet3d.checkpoint import read_state
 from perception.mmdet3d.foreign_config import FILE, ForeignBackbone, ForeignConfig, write_foreign_config
-from perception.modules.aggregation.composition import Parallel
 from perception.modules.bank import Bank
+from perception.modules.composition import Parallel
 from perception.modules.computation.computation import LAYERS
 from perception.modules.slot import add_slots
 from perception.modules.spec import AnyModule
+from perception.sensors import SENSORS
 from perception.tasks import TASKS
 from perception.training import optimize
 from perception.training.optimize import optimizer_of
@@ -143,7 +144,7 @@ def wrap_layers(detector: nn.Module, patterns: tuple[str, ...] = ("*",)) -> Bank
 
     kinds = (*LAYERS, wrappers.Conv2d, wrappers.ConvTranspose2d, wrappers.Linear)  # subclasses of torch's
     add_slots(detector, kinds=kinds, patterns=patterns)
-    bank = Bank(detector, NUSCENES.conditions, TASKS)
+    bank = Bank(detector, NUSCENES.conditions, TASKS, SENSORS)
     for pattern in patterns:
         if not any(fnmatchcase(slot, pattern) for slot in bank.slots):
             parts = sorted({name for name, _ in detector.named_children()})

@@ -66,7 +66,7 @@ def import_checkpoint(config: Path, checkpoint: Path, out: Path) -> tuple[Config
 
 _HEADS = {"classes": "cls", "boxes": "box", "directions": "dir_cls"}  # our branch -> theirs
 _POINTS = "lidar.layers.0.points.layer.weight"
-_Z, _Z_FROM_CENTRE = 2, 10  # features of a point, see `sensors/lidar/encoder.py`
+_Z, _Z_FROM_CENTRE = 2, 10  # features of a point, see `sensors/lidar/network.py`
 _ROTATION = 6  # place in an encoded box
 
 
@@ -89,7 +89,7 @@ def import_pointpillars(config: Path, weights: Path, out: Path) -> tuple[Config,
             state |= _only_bias(
                 name.replace(".points.", ".norm.").replace(".conv.", ".norm."), tensors[f"{theirs}.bias"]
             )
-    state[_POINTS] = _point_weights(tensors["pillar.weight"], ours.grid.build(), network.lidar.scale)
+    state[_POINTS] = _point_weights(tensors["pillar.weight"], ours.grid.build(), network.get_buffer("lidar.scale"))
     for leaf in ("weight", "bias"):
         state[f"heads.detection.branches.boxes.layer.{leaf}"].unflatten(0, (-1, 7))[:, _ROTATION] *= -1
     network.load_state_dict(state)

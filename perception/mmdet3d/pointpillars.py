@@ -28,7 +28,8 @@ from perception.mmdet3d.second import (
     voxelisation_of,
 )
 from perception.model import PerceptionModel
-from perception.parts import Lidar, Trunk
+from perception.parts import Trunk
+from perception.sensors.lidar.config import Lidar
 from perception.tasks.detection.config import Anchor, AnchorHead, DetectionHead, Suppression
 
 # Settings of HardVFE: supported value, mmdet3d's default.
@@ -65,9 +66,9 @@ def convert(config: ConfigSection, checkpoint: Path, state: Mapping[str, Tensor]
         transpose_unit_stride_deblocks(expected, neck)
     weights = rename_state(state, expected, _modules(converted), checkpoint)
     # Zeros for point features that mmdet3d's network does not have.
-    points = torch.zeros(len(weights[POINT_WEIGHTS]), len(network.lidar.scale))
+    points = torch.zeros(len(weights[POINT_WEIGHTS]), len(network.get_buffer("lidar.scale")))
     points[:, [*columns, *range(5, 11)]] = weights[POINT_WEIGHTS]
-    weights[POINT_WEIGHTS] = points / network.lidar.scale
+    weights[POINT_WEIGHTS] = points / network.get_buffer("lidar.scale")
     for i, width in enumerate(encoder.hidden, 1):
         of_points, of_pillar = _split_names(i)
         weights[of_points], weights[of_pillar] = weights[of_points].split(width, dim=1)

@@ -11,7 +11,8 @@ from torch import Tensor
 from perception.config import Config
 from perception.errors import InputError
 from perception.mmdet3d.checkpoint import ConfigSection
-from perception.parts import Grid, Lidar, Model, Trunk
+from perception.parts import Grid, Model, Trunk
+from perception.sensors.lidar.config import Lidar
 from perception.tasks.detection.config import DetectionHead
 
 POINT_WEIGHTS = "lidar.layers.0.points.layer.weight"  # our weights of the point features

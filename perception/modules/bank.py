@@ -10,22 +10,25 @@ from torch import nn
 
 from perception.errors import InputError
 from perception.modules import files
-from perception.modules.aggregation.composition import Block, fuses, names
 from perception.modules.base import Freeze, base_hash, base_parameters
+from perception.modules.composition import Block, fuses, names
 from perception.modules.files import Head
+from perception.modules.memories import memories_of, require_same_state
 from perception.modules.route import CurrentRoute, Route
 from perception.modules.slot import Slot, exact, fits, matching
 from perception.modules.spec import Module, build, require_facts
 from perception.modules.status import Row, head_row, row
-
-BRANCHES = {"lidar": "lidar", "camera": "cameras"}  # first part of a slot's name -> sensor
 
 
 class Bank:
     """Adds, trains, activates, saves and folds the modules of a network with slots.
 
     It also adds, saves, loads and deletes the heads of added tasks (`PerceptionModel.added`). No operation but `fold`
-    changes the base. Modules may require values of these conditions (kind -> values) and tasks.
+    changes the base. Modules may require values of these conditions (kind -> values), tasks and sensors.
+
+    Args:
+        sensors: first word of the names of a branch's slots -> its kind of sensor, of which `fact` and `presence` count
+            (`perception.sensors`).
     """
 
     def __init__(
@@ -33,8 +36,12 @@ class Bank:
         network: nn.Module,
         conditions: Mapping[str, Sequence[str]] | None = None,
         tasks: Collection[str] = (),
+        sensors: Mapping[str, Any] | None = None,
     ) -> None:
         self.network: Any = network
+        kinds = sensors or {}
+        self.branches = {name: kind.fact for name, kind in kinds.items()}
+        self.sensors = {kind.fact: kind.presence for kind in kinds.values()}  # fact -> input that is zero without it
         self.conditions, self.tasks = conditions or {}, tuple(tasks)
         self.condition_values = tuple(value for values in self.conditions.values() for value in values)
         self.current = CurrentRoute()
@@ -48,9 +55,9 @@ class Bank:
     def add(self, spec: Module) -> None:
         """Add a module, initially the identity, at each slot that its patterns match; frozen if the base is."""
         self._require_free(spec.name)
-        _require_same_state(spec, self.modules.values())
-        require_facts(spec.when, self.condition_values, self.tasks, f"module {spec.name}")
-        if spec.memories and not set(self.tasks).isdisjoint(spec.when):
+        require_same_state(spec, self.modules.values())
+        require_facts(spec.when, self.condition_values, self.tasks, self.sensors, f"module {spec.name}")
+        if memories_of(spec) and not set(self.tasks).isdisjoint(spec.when):
             raise InputError(f"module {spec.name}: all tasks share the memory; leave tasks out of its `when`")
         computations: dict[str, Any] = {}
         for part in spec.single():
@@ -116,13 +123,13 @@ class Bank:
 
     def load(self, *paths: Path, rename: Mapping[Path, str] | None = None) -> list[str]:
         """Add modules and heads from files, some with other names; returns the name of each file's module or task."""
-        facts = (self.condition_values, self.tasks)
+        facts = (self.condition_values, self.tasks, self.sensors)
         heads, modules, loaded = files.read_all(
             paths, rename or {}, self.base_hash(), self._new_head, self.slots, self.names, facts
         )
         before = [*self.modules.values()]
         for spec, _ in modules.values():
-            _require_same_state(spec, before)
+            require_same_state(spec, before)
             before.append(spec)
         for head in heads:
             self._attach_head(head)
@@ -148,7 +155,8 @@ class Bank:
     def requirements(self, name: str) -> frozenset[str]:
         """Facts that a frame must have for the module to run: its `when`, and the sensor of its slots' branch."""
         branches = {slot.split(".")[0] for slot in self.at(name)}
-        sensor = {BRANCHES[next(iter(branches))]} if len(branches) == 1 and branches <= BRANCHES.keys() else set()
+        facts = {self.branches.get(branch, "") for branch in branches}
+        sensor = facts if len(facts) == 1 and "" not in facts else set()
         return frozenset(self.modules[name].when) | sensor
 
     def is_for_tasks(self, name: str) -> bool:
@@ -260,21 +268,3 @@ class Bank:
         if untrained:
             raise InputError(f"{untrained[0]}: the model has no attention for it; add_fusion makes it, then train it")
         return Route(dict.fromkeys(names(block), 1.0), block=block)
-
-
-def _require_same_state(spec: Module, others: Iterable[Module]) -> None:
-    """Raise InputError if a module would change the state of the other memories: all share its cells and limits."""
-    memories = [part for module in others for part in module.memories]
-    for part in spec.memories if memories else ():
-        for limit in ("seconds", "speed"):
-            least = min(getattr(other, limit) for other in memories)
-            if getattr(part, limit) < least:
-                raise InputError(
-                    f"module {spec.name}: with {limit} below {least:g} the memories that are here would forget sooner, "
-                    f"since all share a state; give it {limit}={least:g} or more"
-                )
-        if part.stride != (stride := memories[0].stride):
-            raise InputError(
-                f"module {spec.name}: it has the stride {part.stride}, the memories that are here have {stride}, and "
-                f"all share a state; train it with stride={stride}"
-            )

@@ -22,9 +22,8 @@ from perception.io.files import make_folder, write_together
 from perception.io.section import Section, first_error
 from perception.modules.base import is_base_key
 from perception.modules.computation.computation import Computation
-from perception.modules.computation.memory import FusedMap
 from perception.modules.slot import Slot
-from perception.modules.spec import Module, build, computation_classes, parse_module, require_facts
+from perception.modules.spec import COMPUTATIONS, Module, build, parse_module, require_facts
 
 FORMAT = 1  # version of the JSON file; later versions are refused
 
@@ -46,13 +45,11 @@ class Place(Section):
 
     name: str
     layer: str  # class of the slot's layer
-    shape: tuple[int, ...]  # of the layer's weight; of the memory's slot that of the map
+    shape: tuple[int, ...]  # `Slot.shape`
 
     @classmethod
     def of(cls, slot: Slot) -> Place:
-        layer = slot.layer
-        shape = layer.shape if isinstance(layer, FusedMap) else tuple(layer.weight.shape)
-        return cls(name=slot.name, layer=type(layer).__name__, shape=shape)
+        return cls(name=slot.name, layer=type(slot.layer).__name__, shape=slot.shape)
 
 
 class _Origin(Section):
@@ -173,14 +170,14 @@ def read_all(
     new_head: NewHead,
     slots: Mapping[str, Slot],
     used_names: Collection[str],
-    facts: tuple[Sequence[str], Sequence[str]],
+    facts: tuple[Collection[str], Collection[str], Collection[str]],
 ) -> tuple[list[Head], dict[str, Attachment], list[str]]:
     """Heads and modules from files, not attached yet, and the name of each file's module or task.
 
     Args:
         rename: path -> new name of its module.
         new_head: makes the head of a task from its options and their source, as `Bank.add_head` does.
-        facts: conditions and tasks that modules may require.
+        facts: conditions, tasks and sensors that modules may require.
     """
     heads: dict[str, Head] = {}
     modules: dict[str, Attachment] = {}
@@ -219,7 +216,7 @@ def _build(
     record: Attached,
     name: str,
     slots: Mapping[str, Slot],
-    facts: tuple[Sequence[str], Sequence[str]],
+    facts: tuple[Collection[str], Collection[str], Collection[str]],
 ) -> Attachment:
     try:
         spec: Module = record.spec(name)
@@ -243,7 +240,7 @@ def _check_place(json_file: Path, place: Place, slots: Mapping[str, Slot], kind:
             f"{json_file}: slot {place.name!r} was a {place.layer} {place.shape}, here it is a {here.layer} "
             f"{here.shape}"
         )
-    if not computation_classes()[kind].attaches_to(slots[place.name].layer):
+    if not COMPUTATIONS[kind].attaches_to(slots[place.name].layer):
         raise InputError(f"{json_file}: {kind} does not attach to slot {place.name!r}, a {here.layer}")
 
 

@@ -8,11 +8,8 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from perception.modules.aggregation.composition import Block, Parallel
-
-# A number for the whole batch; a tensor (B,) with one for each frame; or (B, 1, rows, columns) with one for each
-# cell of the bird's-eye view, which is stretched over the slot's grid.
-Weight = float | Tensor
+from perception.modules.composition import Block, Parallel
+from perception.modules.computation.computation import Weight
 
 
 @dataclass(frozen=True)

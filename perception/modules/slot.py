@@ -13,18 +13,17 @@ from torch.nn import functional as F
 
 from perception.errors import InputError
 from perception.io import distributed
-from perception.modules.aggregation.composition import Block, Fuse, deltas, fold_block, is_affine, is_sum, names
+from perception.modules.composition import Block, Fuse, deltas, fold_block, is_affine, is_sum, names
 from perception.modules.computation.computation import LAYERS, Affine, Site
 from perception.modules.computation.weight_delta import LowRank, LowRankStack
 from perception.modules.route import CurrentRoute, Route
-from perception.modules.spec import Module, ModuleUnion, computation_classes
+from perception.modules.spec import COMPUTATIONS, Module, ModuleUnion
 
 
 class Slot(nn.Module):
     """Wraps a layer; modules add their deltas to its output: y = layer(x) + sum_m weight_m * module_m(x, y).
 
-    A route can combine them in other ways (`aggregation/composition.py`). A layer with a method `bound` limits what
-    several modules make of its output.
+    A route can combine them in other ways (`composition.py`).
     """
 
     constant: Tensor | None
@@ -39,10 +38,11 @@ class Slot(nn.Module):
         self.register_buffer("constant", None)  # (1, O, H, W) that a folded prompt adds to the output
         self.current = CurrentRoute()  # a bank gives all its slots the same
 
-    def forward(self, x: Tensor, frames: Tensor | None = None) -> Tensor:
+    def forward(self, x: Any, frames: Tensor | None = None) -> Tensor:
         """The layer's output with the deltas of the modules on the current route.
 
-        x has equally many rows for each frame; or, with `frames` (N,) int, rows (N, I) of these frames.
+        x is what the layer reads, mostly a tensor. It has equally many rows for each frame; or, with `frames` (N,) int,
+        rows (N, I) of these frames.
         """
         route = self.current.route if frames is None else self.current.route.of_rows(frames)
         block = route.combination(self.name) if self.computations else None
@@ -60,7 +60,16 @@ class Slot(nn.Module):
             weighted, fuse = partial(self._weigh_delta, route), partial(self._fuse, route)
             parts.append(deltas(block, Site(x, y, self.layer, route.z), weighted, fuse))
         y = sum((part for part in parts if part is not None), start=y)
-        return self.layer.bound(x, y) if len(self.computations) > 1 and hasattr(self.layer, "bound") else y
+        return self.bounded(x, y) if len(self.computations) > 1 else y
+
+    def bounded(self, x: Any, y: Tensor) -> Tensor:
+        """What several modules make of the output; a part of the network may limit it."""
+        return y
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the layer's weight; two slots with layers of one class and shape take the same modules."""
+        return tuple(self.layer.weight.shape)
 
     def _single(self, block: Block, route: Route) -> Any:
         """The only module that the route runs here, if its delta is neither weighted nor part of an attention."""
@@ -222,7 +231,7 @@ def matching(slots: Mapping[str, Slot], patterns: Sequence[str], kind: str) -> l
         matches = {name: slot for name, slot in slots.items() if fnmatchcase(name, pattern)}
         if not matches:
             raise InputError(f"no slot is called {pattern!r}; there are {', '.join(slots)}")
-        fits = computation_classes()[kind].attaches_to
+        fits = COMPUTATIONS[kind].attaches_to
         attachable = {name: slot for name, slot in matches.items() if fits(slot.layer)}
         if not attachable:
             layers = sorted({type(slot.layer).__name__ for slot in matches.values()})

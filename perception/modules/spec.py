@@ -4,29 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from functools import cache
-from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from pydantic import Field, PlainValidator, SerializeAsAny, TypeAdapter, model_validator
 
 from perception.errors import InputError
 from perception.io.section import MODULE_NAME, Positive, Section
-from perception.modules.computation import KIND_LOCATIONS
-from perception.taxonomy import SENSORS
+from perception.registry import Registry
 
-# Inputs of a network with a memory; all but the state itself are made by `perception.sensors.state`.
-STATE_INPUTS = ("state", "current_from_previous", "state_valid", "elapsed")
-NEXT_STATE = "next_state"  # the output that is the state of the next frame
-SPACING = (0.1, 0.5)  # s from frame to frame in training; random, so that a memory does not learn the data set's alone
+# The computation functions by kind. They need torch, so that only what has modules imports them.
+COMPUTATIONS = Registry(
+    low_rank="perception.modules.computation.weight_delta:LowRank",
+    sparse_delta="perception.modules.computation.weight_delta:SparseDelta",
+    batch_norm="perception.modules.computation.channelwise:BatchNorm",
+    prompt="perception.modules.computation.prompt:Prompt",
+    series_adapter="perception.modules.computation.adapter:SeriesAdapter",
+    parallel_adapter="perception.modules.computation.adapter:ParallelAdapter",
+    bottleneck="perception.modules.computation.adapter:Bottleneck",
+    rescale="perception.modules.computation.channelwise:Rescale",
+    scale_shift="perception.modules.computation.channelwise:ScaleShift",
+    memory="perception.modules.computation.memory:Memory",
+    film="perception.modules.computation.conditional:Film",
+    hypernetwork="perception.modules.computation.conditional:HyperNetwork",
+)
 
 
-def require_facts(when: Iterable[str], conditions: Iterable[str], tasks: Collection[str], where: str) -> None:
+def require_facts(
+    when: Iterable[str], conditions: Iterable[str], tasks: Collection[str], sensors: Collection[str], where: str
+) -> None:
     """Raise InputError unless a module can require all of these of a frame: conditions, tasks and sensors."""
-    known, when = (*conditions, *tasks, *SENSORS, *(f"no-{sensor}" for sensor in SENSORS)), tuple(dict.fromkeys(when))
+    known, when = (*conditions, *tasks, *sensors, *(f"no-{sensor}" for sensor in sensors)), tuple(dict.fromkeys(when))
     for fact in when:
         if fact not in known:
             raise InputError(f"{where}: {fact!r} is none of {', '.join(known)}")
-    for excluding in (tuple(tasks), *((sensor, f"no-{sensor}") for sensor in SENSORS)):
+    for excluding in (tuple(tasks), *((sensor, f"no-{sensor}") for sensor in sensors)):
         both = [fact for fact in when if fact in excluding]
         if len(both) > 1:
             raise InputError(f"{where}: {both[0]} and {both[1]} never hold together; add a module for each")
@@ -52,28 +63,10 @@ class Module(Section):
         """The module, or the parts of a union: modules of one kind each."""
         return (self,)
 
-    @property
-    def memories(self) -> tuple[Any, ...]:
-        """Those of its parts that are a memory."""
-        return tuple(part for part in self.single() if part.kind == "memory")
-
-    def with_spacing(self, spacing: tuple[float, float]) -> Module:
-        """The module with the least and the largest time (s) between frames in its training, if it has a memory."""
-        return self.model_copy(update={"spacing": spacing}) if self.memories else self
-
-
-@cache
-def computation_classes() -> dict[str, Any]:
-    """Kind -> computation function. They need torch, so that only what has modules imports them."""
-    return {
-        kind: getattr(import_module(f"perception.modules.computation.{file}"), name)
-        for kind, (file, name) in KIND_LOCATIONS.items()
-    }
-
 
 def build(module: Module, layer: Any, conditions: int) -> Any:
     """A new `Computation` for this layer, of a module of one kind, with condition vectors of this length."""
-    kind = computation_classes()[module.kind]
+    kind = COMPUTATIONS[module.kind]
     further = {"conditions": conditions} if kind.conditional else {}
     return kind(layer, **further, **module.options())
 
@@ -81,7 +74,7 @@ def build(module: Module, layer: Any, conditions: int) -> Any:
 @cache
 def _parser(*others: type[Module]) -> TypeAdapter[Module]:
     """Parses a module of one of the kinds, or one of the others."""
-    kinds = (*(each.Options for each in computation_classes().values()), *others)
+    kinds = (*(each.Options for each in COMPUTATIONS.values()), *others)
     every: Any = Union[kinds]  # noqa: UP007 - its members are known at run time only
     return TypeAdapter(Annotated[every, Field(discriminator="kind")])
 
@@ -114,9 +107,6 @@ class ModuleUnion(Module):
 
     def single(self) -> tuple[Any, ...]:
         return self.parts
-
-    def with_spacing(self, spacing: tuple[float, float]) -> Module:
-        return self.model_copy(update={"parts": tuple(part.with_spacing(spacing) for part in self.parts)})
 
 
 def parse_module(content: object) -> Module:

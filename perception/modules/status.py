@@ -13,7 +13,7 @@ from perception.modules.base import is_base_key
 from perception.modules.files import Head
 from perception.modules.route import Route
 from perception.modules.slot import Slot
-from perception.modules.spec import Module, computation_classes
+from perception.modules.spec import COMPUTATIONS, Module
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Row:
 def row(spec: Module, computations: Mapping[str, Any], slots: Mapping[str, Slot], base: int, active: bool) -> Row:
     """The row of one module, from its computation at each slot, all slots, and the number of the base's parameters."""
     kinds = list(dict.fromkeys(part.kind for part in spec.single()))
-    classes = [computation_classes()[kind] for kind in kinds]
+    classes = [COMPUTATIONS[kind] for kind in kinds]
     attachable = [s.name for s in slots.values() if any(each.attaches_to(s.layer) for each in classes)]
     parameters = [parameter for computation in computations.values() for parameter in computation.parameters()]
     count = sum(parameter.numel() for parameter in parameters)

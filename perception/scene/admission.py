@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from perception.frame import Camera, Conditions, Frame, JpegFile, Reading, Warped
+from perception.frame import Camera, Conditions, Frame, JpegFile, Reading, Scan, Warped
 from perception.grid import Reference
 from perception.rig import Sensors
 
@@ -46,7 +46,8 @@ def admit(frame: Frame, sensors: Sensors, reference: Reference, before: Frame | 
     admitted = replace(frame, **_vehicle(frame, reference, before, findings))
     admitted = replace(admitted, **_cloud(admitted, sensors.lidars, findings))
     admitted = replace(admitted, cameras=_cameras(admitted, sensors.cameras, findings))
-    return (admitted if findings else frame), findings
+    admitted = replace(admitted, scans=_scans(admitted, sensors.scanners, findings))
+    return (admitted if findings or len(admitted.scans) < len(frame.scans) else frame), findings
 
 
 def _vehicle(frame: Frame, reference: Reference, before: Frame | None, findings: Findings) -> dict[str, Any]:
@@ -121,6 +122,30 @@ def _cameras(frame: Frame, known: Sequence[str], findings: Findings) -> dict[str
     return cameras
 
 
+def _scans(frame: Frame, known: Mapping[str, str], findings: Findings) -> dict[str, Scan]:
+    """The scans that can be used, of the known sensors; those of other kinds say nothing to the network."""
+    if not isinstance(frame.scans, Mapping):
+        findings["scans"] = _unusable(frame, "scans")
+        return {}
+    usable: dict[str, Scan] = {}
+    for name, scan in frame.scans.items():
+        if not isinstance(scan, Scan) or not isinstance(scan.arrays, Mapping):
+            findings["scans"] = f"scans cannot be used: {name!r:.40} is no scan"
+        elif scan.kind not in known.values():
+            continue
+        elif known.get(name) != scan.kind:
+            findings["scans"] = f"{name!r:.40} is none of the network's"
+        elif "reference" in findings:
+            findings[name] = _ELSEWHERE
+        elif not _is_time(scan.timestamp):
+            findings[name] = _unusable(scan, "timestamp")
+        elif not scan.arrays or not all(map(_is_finite, scan.arrays.values())):
+            findings[name] = "its numbers are not finite"
+        else:
+            usable[name] = scan
+    return usable
+
+
 def _why_unusable(camera: Any) -> str:
     """Why a camera cannot be used; '' if it can."""
     if not isinstance(camera, Camera):
@@ -143,6 +168,10 @@ def _why_unusable(camera: Any) -> str:
 
 def _is_array(value: Any, shape: Sequence[int], *types: str) -> bool:
     return isinstance(value, np.ndarray) and value.shape == shape and value.dtype.name in types
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind in "iuf" and bool(np.isfinite(value).all())
 
 
 def _is_matrix(value: Any, side: int) -> bool:

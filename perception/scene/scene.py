@@ -15,7 +15,8 @@ from perception.scene.admission import POSES, Findings, admit
 from perception.scene.belief import Belief, ConditionBelief, Vocabulary
 from perception.scene.health.monitor import HealthMonitor, SensorHealth
 from perception.scene.sources import Sources, load_sources
-from perception.sensors.state import Limits, Moment, reset_reason
+from perception.sensors import SENSORS
+from perception.state import Limits, Moment, reset_reason
 from perception.tasks.task import Evidence, Task
 
 
@@ -107,7 +108,7 @@ class Scene:
         if frame.scene != self._drive:
             self._begin(frame.scene)
         self._seconds, self._observed = {}, frame.token
-        self._before, self._was_placed = replace(frame, points=None, cameras={}), self.is_placed
+        self._before, self._was_placed = replace(frame, points=None, cameras={}, scans={}), self.is_placed
         with time_stage(self._seconds, "health"):
             self._health = self._monitor.update(frame, self._findings)
         with time_stage(self._seconds, "belief"):
@@ -171,7 +172,7 @@ class Scene:
 
     def _has_data(self, frame: Frame) -> bool:
         points = bool(self._sensors.lidars) and frame.points is not None and len(frame.points) > 0
-        return points or not frame.cameras.keys().isdisjoint(self._sensors.cameras)
+        return points or not {*frame.cameras, *frame.scans}.isdisjoint(self._sensors.names)
 
     def _why(self, name: str, weight: float, frame: Frame, beliefs: Mapping[str, Belief]) -> str:
         """The reason for a module's weight: the required facts that hold, or those that do not."""
@@ -179,7 +180,7 @@ class Scene:
             raise ValueError(
                 f"a weight for {name}, which is none of the modules {', '.join(self._modules) or '(none)'}"
             )
-        present = {"lidar": frame.points is not None and len(frame.points) > 0, "cameras": bool(frame.cameras)}
+        present = {kind.fact: kind.sees(frame) for kind in SENSORS.values()}
         reasons: dict[bool, list[str]] = {True: [], False: []}
         for fact in self._modules[name]:
             if fact in self._kinds:

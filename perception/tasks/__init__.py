@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from collections import UserDict
 from collections.abc import Iterable, Mapping
-from pkgutil import resolve_name
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, SerializeAsAny, create_model
 
 from perception.grid import BevGrid
 from perception.io.section import Section
+from perception.registry import Registry
 from perception.tasks.task import Task, TaskConfig
 from perception.taxonomy import Taxonomy
 
-
-class _Tasks(UserDict[str, Any]):
-    """Name -> class of a task. One that is given as package.module:Class is imported when it is first needed."""
-
-    def __getitem__(self, name: str) -> type[Task[Any]]:
-        task: Any = super().__getitem__(name)
-        return resolve_name(task) if isinstance(task, str) else task
-
-
-TASKS = _Tasks(
+TASKS = Registry(
     detection="perception.tasks.detection.task:DetectionTask",
     map="perception.tasks.map.task:MapTask",
     conditions="perception.tasks.conditions.task:ConditionsTask",

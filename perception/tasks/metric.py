@@ -62,11 +62,17 @@ class GateMetric:
     each: bool = False  # a gate without a class applies to each annotated class
     ranged: bool = True  # it can be measured for a range
     step: float | None = None  # m, of which the bounds of ranges are multiples
+    lower_is_better: bool = False  # the score is an error
     whole: bool = False  # measured once for all classes and frames of a replay (`Metric.measure_whole`)
     overall: str = ""  # its name among `Metric.scores` without a class; "": its own
     by_class: str = ""  # likewise, of its values for each class
     missing: str = ""  # why it is not measured if no frame has anything to count
-    item: str = ""  # what it counts; without any it is not measured. "": it is 0 then
+    item: str = ""  # what it counts; without any it is not measured. "": it is 0 then, unless lower is better
+
+    @property
+    def bound(self) -> str:
+        """The key of a gate on its value."""
+        return "at_most" if self.lower_is_better else "at_least"
 
     def names(self, taxonomy: Taxonomy) -> tuple[str, ...]:
         """The classes that it can be measured for."""
@@ -167,7 +173,7 @@ class Outline:
 
 
 @dataclass(frozen=True)
-class Sample:
+class WorstFrame:
     """A frame with many mistakes."""
 
     frame: int  # its number among the counted ones
@@ -199,7 +205,7 @@ class Metric(ABC, Generic[Result]):
     shown: ClassVar[Sequence[str]] = ()  # of the scores those that an evaluation has of every part of its frames
     lower_is_better: ClassVar[Sequence[str]] = ()  # of the numbers of `shown`
     sized_by_items: ClassVar[bool] = False  # a scene weighs in `shown` by its items instead of its frames
-    gates: ClassVar[Mapping[str, GateMetric]] = {}  # scores, higher is better; names are unique among tasks
+    gates: ClassVar[Mapping[str, GateMetric]] = {}  # scores; names are unique among tasks
     agreements: ClassVar[Mapping[str, GateMetric]] = {}  # outputs of two replays that can be compared
     files: ClassVar[Sequence[str]] = ()  # that `measure_whole` writes
 
@@ -263,7 +269,7 @@ class Metric(ABC, Generic[Result]):
     def curves(self, counts: Sequence[Counts]) -> Sequence[Curve]:
         return ()
 
-    def find_worst(self, counts: Sequence[Counts], most: int) -> Sequence[Sample]:
+    def find_worst(self, counts: Sequence[Counts], most: int) -> Sequence[WorstFrame]:
         """At most so many frames of an evaluation with the most mistakes, worst first."""
         return ()
 
@@ -323,7 +329,7 @@ class RingMetric(Metric[Result]):
             by_class: Score(shares, names, true, by_scene),
         }
 
-    def find_worst(self, counts: Sequence[Counts], most: int) -> list[Sample]:
+    def find_worst(self, counts: Sequence[Counts], most: int) -> list[WorstFrame]:
         found = (None if each["counts"] is None else self.ious(each["counts"].sum(axis=2)) for each in counts)
         return lowest_ious(self.shown[0], found, most)
 
@@ -401,7 +407,7 @@ def mean_known(values: np.ndarray) -> np.ndarray:
     return np.asarray(np.divide(sums, known.sum(axis=-1), out=np.full_like(sums, np.nan), where=known.any(axis=-1)))
 
 
-def lowest_ious(name: str, ious: Iterable[np.ndarray | None], most: int) -> list[Sample]:
+def lowest_ious(name: str, ious: Iterable[np.ndarray | None], most: int) -> list[WorstFrame]:
     """The frames with the lowest mean IoU over the classes that occur.
 
     Args:
@@ -409,4 +415,6 @@ def lowest_ious(name: str, ious: Iterable[np.ndarray | None], most: int) -> list
         ious: (classes,) of each frame, NaN for classes that do not occur; None without annotations.
     """
     means = np.array([np.nan if each is None or np.isnan(each).all() else np.nanmean(each) for each in ious])
-    return [Sample(int(i), {name: float(means[i])}) for i in np.argsort(means, kind="stable")[:most] if means[i] >= 0]
+    return [
+        WorstFrame(int(i), {name: float(means[i])}) for i in np.argsort(means, kind="stable")[:most] if means[i] >= 0
+    ]

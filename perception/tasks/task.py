@@ -18,6 +18,7 @@ from perception.grid import BevGrid
 from perception.io.section import Section
 from perception.tasks.metric import Metric, Result
 from perception.tasks.outputs import Output, decode
+from perception.tasks.published import UNKNOWN, Cloud, ScoreThresholds, Tracks
 from perception.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -124,6 +125,37 @@ class Task(ABC, Generic[Result]):
     def evidence(self, result: Result) -> Evidence:
         """Evidence for the conditions by which the next frame is routed."""
         return {}
+
+    @property
+    def thresholds(self) -> ScoreThresholds | None:
+        """The scores from which its detections are published, the configuration's `score_thresholds`, which a drive
+        may replace; None: it detects nothing to publish."""
+        return None
+
+    def published(self, result: Result) -> Boxes:
+        """The detections to publish, if there are `thresholds`."""
+        return Boxes.none()
+
+    def tracks(self, state: Any) -> Tracks | None:
+        """The tracks to publish, of the memory's state; None if the task follows nothing."""
+        return None
+
+    def cloud(self, frame: Frame, result: Result | None, state: Any) -> Cloud | None:
+        """The points to publish under the task's name, of a result or the memory's state; None: no points."""
+        return None
+
+    @property
+    def ground(self) -> BevGrid | None:
+        """The grid on which the task itself tells where the vehicle can drive; None if it does not tell."""
+        return None
+
+    def cells(self, state: Any, grid: BevGrid) -> np.ndarray:
+        """(rows, columns) which cells of the ground are FREE, TAKEN or UNKNOWN (`perception.tasks.published`).
+
+        Args:
+            grid: the `ground` of the network's first task with one.
+        """
+        return np.full(grid.shape, UNKNOWN)
 
     def draw(self, frame: Frame, result: Result, state: Any) -> Iterable[Layer]:
         """The layers of a frame, with its annotations, and of the memory's state after it, always in the same order."""

@@ -21,10 +21,11 @@ from perception.errors import InputError
 from perception.io.distributed import rank
 from perception.io.section import Section, load_section
 from perception.model import PerceptionModel, batch_inputs
+from perception.modules.memories import memories_of
 from perception.modules.spec import Module
+from perception.sensors import sensor_facts
 from perception.sensors.inputs import prepare
 from perception.tasks.network import FittedNetwork
-from perception.taxonomy import SENSORS
 from perception.training import optimize
 from perception.training.loader import batch_labels
 from perception.training.loop import describe_keyframes, fit
@@ -94,23 +95,22 @@ def with_sensors(config: Config, spec: Module) -> Config:
     outages take them away (`Clips`).
     """
     lacks = optimize.lacking(spec.when)
-    dropped = () if spec.memories else lacks
-    drops = {f"drop_{sensor}": float(sensor in dropped) for sensor in SENSORS if sensor in spec.when or lacks}
-    return config.model_copy(update={"train": config.train.model_copy(update=drops)})
+    dropped = () if memories_of(spec) else lacks
+    drops = {sensor: float(sensor in dropped) for sensor in sensor_facts() if sensor in spec.when or lacks}
+    train = config.train.model_copy(update={"drop": config.train.drop | drops})
+    return config.model_copy(update={"train": train})
 
 
 def _with_options_kept(config: Config, base: PerceptionModel) -> Config:
     """The configuration for new modules beside a learned router, which are routed by their conditions.
 
-    The router keeps its options, else its weights for all frames would change. One that has none is removed from the
-    base: it changes nothing, and no names of options mean all modules.
+    The router keeps its options, else its weights for all frames would change. One that has none is left out: it
+    changes nothing, and no names of options mean all modules.
     """
     if config.routing is None:
         return config
     base.chooser.update()  # the modules of a task that is replaced are gone
     names = tuple(base.chooser.names)
-    if not names:
-        base.chooser = None
     routing = config.routing.model_copy(update={"modules": names}) if names else None
     return config.model_copy(update={"routing": routing})
 

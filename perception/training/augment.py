@@ -5,11 +5,14 @@ As in Huang et al., "BEVDet: High-performance multi-camera 3D object detection i
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from perception.config import Augment
 from perception.frame import Frame
-from perception.parts import CameraBranch, Image
+from perception.sensors import SENSORS
+from perception.sensors.camera.config import Image
 from perception.sensors.camera.picture import fit_width
 
 
@@ -18,15 +21,15 @@ class Augmentation:
 
     Args:
         settings: None: frames stay as they are.
-        camera: of the network; None: it has none.
+        size: of the network's pictures; None: it has none.
 
     Attributes:
         similarity: (4, 4) augmented_from_reference.
         affines: camera -> (3, 3) network pixels from recorded pixels, of the cameras of the frames so far.
     """
 
-    def __init__(self, rng: np.random.Generator, settings: Augment | None, camera: CameraBranch | None) -> None:
-        self._rng, self._settings, self._size = rng, settings, None if camera is None else camera.image
+    def __init__(self, rng: np.random.Generator, settings: Augment | None, size: Image | None) -> None:
+        self._rng, self._settings, self._size = rng, settings, size
         self.similarity = np.eye(4) if settings is None else draw_similarity(rng, settings)
         self.affines: dict[str, np.ndarray] = {}
 
@@ -35,6 +38,8 @@ class Augmentation:
         if self._settings is None:
             return frame
         frame = frame.transformed(self.similarity)
+        moved = {name: SENSORS[scan.kind].moved(scan, self.similarity) for name, scan in frame.scans.items()}
+        frame = replace(frame, scans=moved)
         frame = shuffle_points(frame, self._rng) if self._settings.shuffle else frame
         for name, camera in frame.cameras.items():
             if self._size is not None and name not in self.affines:

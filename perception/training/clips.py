@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -12,13 +11,12 @@ from perception.config import Config
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
 from perception.frame import Frame
-from perception.modules.bank import BRANCHES
+from perception.modules.memories import memories_of
 from perception.modules.spec import Module
-from perception.sensors.inputs import seen_sensors
-from perception.sensors.state import Limits, Moment, StateFrame
+from perception.sensors import SENSORS, sensor_facts
+from perception.state import Limits
 
 AnyFrame = TypeVar("AnyFrame")
-Inputs = dict[str, np.ndarray]  # of a frame
 
 
 def find_clip(moments: Mapping[str, int], token: str, spacings: Sequence[float]) -> list[str]:
@@ -69,16 +67,14 @@ def draw_spacings(rng: np.random.Generator, frames: int, spacing: tuple[float, f
 class Clip(NamedTuple):
     """A training frame with those before it."""
 
-    earlier: Sequence[str] = ()  # tokens of the frames before it, the oldest first
+    tokens: Sequence[str]  # of its frames, the oldest first; the last one is the training frame
     outage: bool = False  # whether the clips of the step end in an outage, those that have earlier frames
-    missing: str = ""  # the sensor that the last frames lack, "lidar" or "camera"
+    missing: str = ""  # the kind of sensor that the last frames lack
     lost: int = 0  # number of these, the training frame among them; the first frame of a clip is none of them
 
     def without(self, frame: Frame, age: int) -> Frame:
         """The frame, so many frames before the training frame, without the sensor that it lacks."""
-        if age >= self.lost:
-            return frame
-        return frame.without_points() if self.missing == "lidar" else replace(frame, cameras={})
+        return SENSORS[self.missing].hidden(frame) if age < self.lost else frame
 
 
 class Clips:
@@ -95,13 +91,13 @@ class Clips:
         self, tables: Keyframes, config: Config, limits: Limits, trained: Collection[str] | None = None
     ) -> None:
         self._tables, self._seed, self._batch, self._limits = tables, config.seed, config.train.batch, limits
-        self._frames = max(part.frames for module in config.modules for part in module.memories)
+        self._frames = max(memory.frames for memory in memories_of(*config.modules))
         # A memory that does not train learns nothing from an outage, and what trains beside it needs its sensors.
-        taught = [m for m in config.modules if m.memories and (trained is None or m.name in trained)]
+        taught = [m for m in config.modules if memories_of(m) and (trained is None or m.name in trained)]
         self._trains = bool(taught)
-        spacings = [part.spacing for module in taught or config.modules for part in module.memories]
+        spacings = [memory.spacing for memory in memories_of(*(taught or config.modules))]
         self._spacing = min(least for least, _ in spacings), max(most for _, most in spacings)
-        self._outages = max((part.outages for module in taught for part in module.memories), default=0.0)
+        self._outages = max((memory.outages for memory in memories_of(*taught)), default=0.0)
         self._sensors = _lost_in_outages(config.spec.sensors, taught)
         self._moments: dict[str, Mapping[str, int]] = {}
 
@@ -136,13 +132,13 @@ class Clips:
         rng = np.random.default_rng([self._seed, 3, position // self._batch])
         # Mostly clips: a frame alone teaches a memory on a frozen base nothing.
         spacings = draw_spacings(rng, self._frames, self._spacing) or draw_spacings(rng, self._frames, self._spacing)
-        earlier = find_clip(moments, token, np.maximum(spacings, frame_period(moments)).tolist())
+        tokens = [*find_clip(moments, token, np.maximum(spacings, frame_period(moments)).tolist()), token]
         # Of the whole step, which leaves the running statistics as they are (`optimize.statistics_kept`).
         rng = np.random.default_rng([self._seed, 4, position // self._batch])
         outage = bool(self._sensors) and rng.random() < self._outages
-        if not (outage and earlier):
-            return Clip(earlier, outage)
-        return Clip(earlier, outage, str(rng.choice(self._sensors)), int(rng.integers(1, len(earlier) + 1)))
+        if not outage or len(tokens) == 1:
+            return Clip(tokens, outage)
+        return Clip(tokens, outage, str(rng.choice(self._sensors)), int(rng.integers(1, len(tokens))))
 
     def _of_drive(self, token: str) -> Mapping[str, int]:
         scene = self._tables.scene(token)
@@ -150,33 +146,20 @@ class Clips:
             self._moments[scene] = self._tables.moments(token)
         return self._moments[scene]
 
-    def with_state(self, frames: Iterable[tuple[Moment, Inputs]]) -> list[tuple[Inputs, bool]]:
-        """The inputs of each frame of a clip with those of the memory, and whether its state replaces the one before.
 
-        Args:
-            frames: with the inputs of their sensors, the oldest first, which has no state.
-        """
-        latest, found = StateFrame(self._limits), list[tuple[Inputs, bool]]()
-        for moment, inputs in frames:
-            memory = latest.inputs(moment)
-            found.append((inputs | memory, latest.advance(moment, memory, seen_sensors(inputs))))
-        return found
-
-
-def _lost_in_outages(sensors: Sequence[str], memories: Sequence[Module]) -> list[str]:
+def _lost_in_outages(sensors: Iterable[str], memories: Sequence[Module]) -> list[str]:
     """The sensors of a network whose absence teaches one of the memories: in which it runs, by its `when`."""
 
-    def teaches(sensor: str, when: Sequence[str]) -> bool:
-        lacked = [each for each in BRANCHES.values() if f"no-{each}" in when]
-        return BRANCHES[sensor] in lacked if lacked else BRANCHES[sensor] not in when
+    def teaches(fact: str, when: Sequence[str]) -> bool:
+        lacked = [each for each in sensor_facts() if f"no-{each}" in when]
+        return fact in lacked if lacked else fact not in when
 
-    return [sensor for sensor in sensors if any(teaches(sensor, module.when) for module in memories)]
+    return [kind for kind in sensors if any(teaches(SENSORS[kind].fact, module.when) for module in memories)]
 
 
-def align_clips(clips: Sequence[Sequence[AnyFrame]]) -> list[list[AnyFrame]]:
-    """The frames of all clips by age, the oldest first.
+def pad(frames: Sequence[AnyFrame], length: int) -> list[AnyFrame]:
+    """Return this many frames of a clip, the oldest first.
 
     Shorter clips repeat their first frame. Its state is never used: `state_valid` is 0 on the next frame.
     """
-    longest = max(len(clip) for clip in clips)
-    return [[clip[max(0, age - longest + len(clip))] for clip in clips] for age in range(longest)]
+    return [frames[0]] * (length - len(frames)) + [*frames]

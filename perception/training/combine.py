@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from perception.checkpoint import load_model, provenance, save_model
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
-from perception.model import PerceptionModel, Trace, batch_inputs
-from perception.modules.aggregation.composition import parse_block
+from perception.model import PerceptionModel, batch_inputs
 from perception.modules.aggregation.merge import Merging, Method, merge_modules
+from perception.modules.composition import parse_block
 from perception.modules.computation.channelwise import BatchNorm
 from perception.modules.files import HeadRecord, Record, read_record, read_records
 from perception.modules.status import Row
@@ -141,10 +141,12 @@ def recalibrate(model: PerceptionModel, tables: Keyframes, tokens: Sequence[str]
     spec = model.config.spec
     changes: dict[str, Any] = dict.fromkeys(lacking(model.bank.modules[module].when), False)
     reads = spec.reads._replace(**changes)
-    for token in tokens:
-        frame = tables.frame(token, reads)
-        model(batch_inputs([prepare(frame, spec)]), [frame.conditions], trace=Trace())
-    for norm, momentum, hook in zip(norms, momenta, hooks, strict=True):
-        norm.momentum = momentum
-        hook.remove()
-    model.train(mode)
+    try:
+        for token in tokens:
+            frame = tables.frame(token, reads)
+            model(batch_inputs([prepare(frame, spec)]), [frame.conditions], training=True)
+    finally:
+        for norm, momentum, hook in zip(norms, momenta, hooks, strict=True):
+            norm.momentum = momentum
+            hook.remove()
+        model.train(mode)

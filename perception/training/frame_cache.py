@@ -25,7 +25,7 @@ from safetensors.numpy import save
 
 from perception.datasets.keyframes import Keyframes, Reads
 from perception.errors import InputError
-from perception.frame import PER_POINT, Boxes, Camera, Conditions, Frame, Reading
+from perception.frame import PER_POINT, Boxes, Camera, Conditions, Frame, Reading, Scan
 from perception.io.files import write_atomically
 
 _SOURCES = Path(__file__).parents[1]  # of the code that makes frames, but for these folders and with these files
@@ -37,7 +37,8 @@ _PLAIN = ("token", "timestamp", "reference", "scene", "location")  # of Frame
 _POSES = ("global_from_reference", "global_from_ego")  # of Frame
 _CAMERA = ("image", "intrinsics", "ego_from_camera", "global_from_ego")  # arrays of Camera
 _BOXES = tuple(field.name for field in fields(Boxes) if field.name != "instances")  # arrays of numbers of Boxes
-_TYPES = {"F64": "<f8", "F32": "<f4", "I64": "<i8", "I32": "<i4", "I16": "<i2", "U8": "u1"}  # safetensors' names
+# safetensors' names
+_TYPES = {f"{kind.upper()}{8 * n}": f"<{kind}{n}" for kind in "fiu" for n in (1, 2, 4, 8)} | {"BOOL": "?"}
 
 
 class FramesInMemory:
@@ -58,6 +59,7 @@ class FramesInMemory:
         frame = self._tables.frame(token, self._reads)
         size = sum(camera.image.nbytes for camera in frame.cameras.values())
         size += 0 if frame.points is None else frame.points.nbytes
+        size += sum(array.nbytes for scan in frame.scans.values() for array in scan.arrays.values())
         if size <= self._free:
             self._free -= size
             self._frames[token] = frame
@@ -142,15 +144,19 @@ def _pack(frame: Frame) -> bytes:
     arrays |= {name: getattr(frame, name) for name in PER_POINT if getattr(frame, name) is not None}
     for name, camera in frame.cameras.items():
         arrays |= {f"cameras/{name}/{part}": getattr(camera, part) for part in _CAMERA}
-    if frame.boxes is not None:
-        arrays |= {f"boxes/{name}": getattr(frame.boxes, name) for name in _BOXES}
+    for name, scan in frame.scans.items():
+        arrays |= {f"scans/{name}/{part}": array for part, array in scan.arrays.items()}
+    boxes: Boxes | None = frame.truth.get("boxes")
+    if boxes is not None:
+        arrays |= {f"boxes/{name}": getattr(boxes, name) for name in _BOXES}
     rest = {
         **{name: getattr(frame, name) for name in _PLAIN},
         "cameras": {name: camera.timestamp for name, camera in frame.cameras.items()},
+        "scans": {name: [scan.kind, scan.timestamp, [*scan.arrays]] for name, scan in frame.scans.items()},
         "conditions": dict(frame.conditions),
         "position": frame.position,
         "signals": {name: list(readings) for name, readings in frame.signals.items()},
-        "instances": None if frame.boxes is None else [frame.boxes.instances.dtype.str, frame.boxes.instances.tolist()],
+        "instances": None if boxes is None else [boxes.instances.dtype.str, boxes.instances.tolist()],
     }
     content = save({name: np.ascontiguousarray(each) for name, each in arrays.items()}, {"frame": json.dumps(rest)})
     return _checksum(np.frombuffer(content, np.uint8)) + content
@@ -180,21 +186,26 @@ def _arrays(header: Mapping[str, Any], data: np.ndarray) -> dict[str, np.ndarray
 
 
 def _unpack(rest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Frame:
-    boxes = None
+    truth = {}
     if rest["instances"] is not None:
         kind, names = rest["instances"]
-        boxes = Boxes(**{name: arrays[f"boxes/{name}"] for name in _BOXES}, instances=np.array(names, kind))
+        truth["boxes"] = Boxes(**{name: arrays[f"boxes/{name}"] for name in _BOXES}, instances=np.array(names, kind))
 
     def camera(name: str, timestamp: int) -> Camera:
         parts: dict[str, Any] = {part: arrays[f"cameras/{name}/{part}"] for part in _CAMERA}
         return Camera(**parts, timestamp=timestamp)
 
+    scans = {
+        name: Scan(kind, timestamp, {part: arrays[f"scans/{name}/{part}"] for part in parts})
+        for name, (kind, timestamp, parts) in rest["scans"].items()
+    }
     same: dict[str, Any] = {name: rest[name] for name in _PLAIN}
     same |= {name: arrays.get(name) for name in (*_POSES, *PER_POINT)}
     return Frame(
         cameras={name: camera(name, timestamp) for name, timestamp in rest["cameras"].items()},
         conditions=Conditions(**rest["conditions"]),
-        boxes=boxes,
+        scans=scans,
+        truth=truth,
         position=None if rest["position"] is None else tuple(rest["position"]),
         signals={name: [Reading(*each) for each in readings] for name, readings in rest["signals"].items()},
         **same,

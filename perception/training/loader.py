@@ -7,8 +7,9 @@ number of workers, gets bit-identical samples.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,43 +21,39 @@ from perception.errors import InputError
 from perception.frame import Conditions, Frame
 from perception.io.workers import iterate
 from perception.model import batch_inputs
-from perception.sensors.camera.picture import depth_labels
 from perception.sensors.inputs import prepare
-from perception.sensors.state import Moment
+from perception.session import follow
+from perception.state import Moment
 from perception.tasks import tasks_of
 from perception.tasks.task import join_labels
 from perception.training.augment import Augmentation
-from perception.training.clips import Clip, Clips, align_clips
+from perception.training.clips import Clip, Clips, pad
 from perception.training.frame_cache import FrameCache, FramesInMemory
 from perception.training.objects import Objects
 from perception.training.paste import Paster
 
+FrameInputs = tuple[dict[str, np.ndarray], Conditions]  # inputs as returned by `follow`, with batch dimension 1
 _CACHE_BYTES = 2 << 30  # of decoded frames, in total over all workers
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One training frame."""
+    """One training frame and, for a memory, those before it."""
 
-    inputs: dict[str, np.ndarray]  # as returned by `prepare` and `state_inputs`, batch dimension 1
+    frames: list[FrameInputs]  # the oldest first, the training frame last
     labels: dict[str, dict[str, np.ndarray]]  # by task; `camera` has those of its depth
-    conditions: Conditions
     token: str
-    # Inputs and conditions of the frames before, the oldest first; see `training/clips`.
-    earlier: Sequence[tuple[dict[str, np.ndarray], Conditions]] = ()
-    outage: bool = False  # whether the clips of its step end in an outage
+    outage: bool  # whether the clips of its step end in an outage
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B training frames."""
+    """B training frames and those before them."""
 
-    inputs: dict[str, torch.Tensor]
+    frames: list[tuple[dict[str, torch.Tensor], list[Conditions]]]  # of the samples by age; shorter clips are padded
     labels: dict[str, dict[str, torch.Tensor]]  # as of the samples, by `join_labels`
-    conditions: list[Conditions]
     tokens: list[str]
-    earlier: list[tuple[dict[str, torch.Tensor], list[Conditions]]] = field(default_factory=list)  # as of the samples
-    outage: bool = False  # whether the clips of the step end in an outage
+    outage: bool  # whether the clips of the step end in an outage
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device; from pinned memory the copy runs while the caller goes on."""
@@ -68,9 +65,8 @@ class Batch:
 
     def _change(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         labels = {task: {k: change(v) for k, v in own.items()} for task, own in self.labels.items()}
-        inputs = {name: change(value) for name, value in self.inputs.items()}
-        earlier = [({name: change(value) for name, value in own.items()}, facts) for own, facts in self.earlier]
-        return replace(self, inputs=inputs, labels=labels, earlier=earlier)
+        frames = [({name: change(value) for name, value in inputs.items()}, facts) for inputs, facts in self.frames]
+        return replace(self, frames=frames, labels=labels)
 
 
 class FrameDataset(Dataset[Sample]):
@@ -78,7 +74,7 @@ class FrameDataset(Dataset[Sample]):
 
     Args:
         tasks: names of the tasks that need labels; None: all.
-        depth_cells: (h, w) of the cells of the cameras' features that need labels of their depth; None: no labels.
+        supervision: of the branches whose losses need labels (`PerceptionModel.supervision`).
         trained: names of the modules that train; None: all.
     """
 
@@ -89,13 +85,13 @@ class FrameDataset(Dataset[Sample]):
         config: Config,
         tasks: Sequence[str] | None = None,
         objects: Objects | None = None,
-        depth_cells: tuple[int, int] | None = None,
+        supervision: Mapping[str, Any] | None = None,
         trained: Collection[str] | None = None,
     ) -> None:
         if not tokens:
             raise InputError(f"{tables.dataroot}: no keyframes to train on; choose other scenes or another split")
         self._tables, self._tokens, self._config = tables, list(tokens), config
-        self._spec, self._depth_cells = config.spec, depth_cells
+        self._spec, self._supervision = config.spec, supervision or {}
         every = tasks_of(config.tasks, config.head_grid, config.taxonomy)
         self._tasks = {name: task for name, task in every.items() if tasks is None or name in tasks}
         self._truth = dict.fromkeys(kind for task in self._tasks.values() for kind in task.truth)
@@ -109,7 +105,7 @@ class FrameDataset(Dataset[Sample]):
         # Objects are pasted into the samples of the first steps, at the positions before this one.
         self._require_pastable = round(until * self.steps) * config.train.batch
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))  # epoch and its order
-        reads, folder = reads_of(config, depth_cells is not None), config.data.cache
+        reads, folder = reads_of(config, bool(supervision)), config.data.cache
         memory = _CACHE_BYTES // max(1, config.data.workers)
         # Stored frames do not stay in memory as well: the operating system keeps them there for all workers together.
         self._frames = (
@@ -140,88 +136,73 @@ class FrameDataset(Dataset[Sample]):
 
     def __getitem__(self, position: int) -> Sample:
         rng = np.random.default_rng([self._config.seed, 1, position])
-        recorded = self._with_truth(self._frames.frame(self.token(position)))
-        clip = Clip() if self._clips is None else self._clips.clip(recorded.token, position)
+        token = self.token(position)
+        clip = Clip([token]) if self._clips is None else self._clips.clip(token, position)
+        recorded = self._with_truth(self._frames.frame(token))
         frame = unpasted = clip.without(self._as_seen(recorded, rng), age=0)
         if self._paster is not None and position < self._require_pastable:
             frame = self._paster(unpasted, np.random.default_rng([self._config.seed, 2, position]))
         # Of a frame with pasted objects only its own points tell the depth.
         measured = recorded if frame is unpasted else frame
-        augmentation = Augmentation(rng, self._config.data.augment, self._spec.camera)
+        augmentation = Augmentation(rng, self._config.data.augment, self._spec.picture)
         frame = augmentation.apply(frame)
-        inputs = prepare(frame, self._spec, augmentation.affines)
+        earlier = [
+            augmentation.apply(clip.without(self._as_seen(self._frames.frame(each), rng), age))
+            for age, each in zip(range(len(clip.tokens) - 1, 0, -1), clip.tokens[:-1], strict=True)
+        ]
+        frames = self._follow([*earlier, frame], augmentation)
         labels = {name: task.labels(frame) for name, task in self._tasks.items()}
-        if self._depth_cells is not None:
-            projection = inputs["image_from_reference"][0] @ augmentation.similarity
-            labels["camera"] = {"depth": self._depth(measured, projection)}
-        sample = Sample(inputs, labels, frame.conditions, frame.token)
-        return sample if self._clips is None else self._with_clip(sample, frame, clip, augmentation, rng)
+        for kind, needs in self._supervision.items():
+            sensor = self._spec.sensors[kind]
+            labels[kind] = sensor.labels(measured, frames[-1][0], augmentation.similarity, needs)
+        return Sample(frames, labels, token, clip.outage)
 
-    def _with_clip(
-        self, sample: Sample, frame: Frame, clip: Clip, augmentation: Augmentation, rng: np.random.Generator
-    ) -> Sample:
-        """The sample with the frames before it, which have its augmentation, and with the inputs of the memory.
-
-        Frames whose state replaces none are left out, because nothing depends on them.
-        """
-        assert self._clips is not None
-        frames, conditions = list[tuple[Moment, dict[str, np.ndarray]]](), []
-        for age, token in zip(range(len(clip.earlier), 0, -1), clip.earlier, strict=True):
-            seen = clip.without(self._as_seen(self._frames.frame(token), rng), age)
-            earlier = augmentation.apply(seen)
-            frames.append((Moment.of(earlier), prepare(earlier, self._spec, augmentation.affines)))
-            conditions.append(earlier.conditions)
-        *before, (own, _) = self._clips.with_state([*frames, (Moment.of(frame), sample.inputs)])
-        lasting = [(inputs, facts) for (inputs, replaces), facts in zip(before, conditions, strict=True) if replaces]
-        return replace(sample, inputs=own, earlier=lasting, outage=clip.outage)
+    def _follow(self, frames: Sequence[Frame], augmentation: Augmentation) -> list[FrameInputs]:
+        """The inputs of a clip, without frames before the last whose state replaces none: nothing depends on them."""
+        prepared = [(Moment.of(frame), prepare(frame, self._spec, augmentation.affines)) for frame in frames]
+        followed = zip(follow(prepared, self._spec.memory), frames, strict=True)
+        return [(inputs, each.conditions) for (inputs, replaces), each in followed if replaces or each is frames[-1]]
 
     def _with_truth(self, frame: Frame) -> Frame:
         """The frame with the truth that labels are made of, which is not kept: voxels would fill the memory."""
         if not self._truth:
             return frame
-        return replace(frame, truth=self._tables.recording(frame.token).read_truth(self._truth))
-
-    def _depth(self, frame: Frame, image_from_reference: np.ndarray) -> np.ndarray:
-        """`depth_labels` from the points of a frame before its augmentation, whether or not the network gets them."""
-        assert self._spec.camera is not None
-        assert self._depth_cells is not None
-        points, camera = None if frame.points is None else frame.keyframe_points, self._spec.camera
-        return depth_labels(points, image_from_reference, camera.image, self._depth_cells, camera.depth)
+        missing = [kind for kind in self._truth if kind not in frame.truth]
+        return replace(frame, truth={**frame.truth, **self._tables.recording(frame.token).read_truth(missing)})
 
     def _as_seen(self, recorded: Frame, rng: np.random.Generator) -> Frame:
-        """The frame that the network gets; only depth labels need points that it does not see."""
+        """The frame that the network gets; only labels of a branch need points that it does not see."""
         seen = recorded if self._spec.lidar else recorded.without_points()
         return self._with_dropped_sensors(seen, rng)
 
     def _with_dropped_sensors(self, frame: Frame, rng: np.random.Generator) -> Frame:
-        """Drop LiDAR or cameras of frames that have both, with the configured probabilities."""
-        draw = rng.random()
-        if frame.points is None or not frame.cameras:
+        """Drop a kind of sensor of frames that have all of several, with the configured probabilities."""
+        draw, sensors = rng.random(), self._spec.sensors.values()
+        if len(sensors) < 2 or not all(sensor.sees(frame) for sensor in sensors):
             return frame
-        drop_lidar = self._config.train.drop_lidar
-        if draw < drop_lidar:
-            return frame.without_points()
-        if draw < drop_lidar + self._config.train.drop_cameras:
-            return replace(frame, cameras={})
+        edge = 0.0
+        for sensor in sensors:
+            edge += self._config.train.drop.get(sensor.fact, 0.0)
+            if draw < edge:
+                return sensor.hidden(frame)
         return frame
 
 
-def reads_of(config: Config, depth: bool = False) -> Reads:
-    """What a training reads; with labels of the cameras' depth also the LiDAR, whether the model has it or not."""
-    reads = config.spec.reads._replace(annotations=True)
-    if config.data.reduced_pictures and config.model.camera is not None:
-        reads = reads._replace(least_width=config.model.camera.image.width)
-    return reads._replace(lidar=True) if depth else reads
+def reads_of(config: Config, supervised: bool = False) -> Reads:
+    """What a training reads; with labels of a branch also the LiDAR, whether the model has it or not."""
+    reads, picture = config.spec.reads._replace(annotations=True), config.spec.picture
+    if config.data.reduced_pictures and picture is not None:
+        reads = reads._replace(least_width=picture.width)
+    return reads._replace(lidar=True) if supervised else reads
 
 
 def collate(samples: list[Sample]) -> Batch:
-    *earlier, _ = align_clips([[*sample.earlier, (sample.inputs, sample.conditions)] for sample in samples])
+    longest = max(len(sample.frames) for sample in samples)
+    by_age = zip(*(pad(sample.frames, longest) for sample in samples), strict=True)
     return Batch(
-        inputs=batch_inputs([sample.inputs for sample in samples]),
+        frames=[(batch_inputs([own for own, _ in frames]), [facts for _, facts in frames]) for frames in by_age],
         labels=batch_labels([sample.labels for sample in samples]),
-        conditions=[sample.conditions for sample in samples],
         tokens=[sample.token for sample in samples],
-        earlier=[(batch_inputs([own for own, _ in each]), [facts for _, facts in each]) for each in earlier],
         outage=samples[0].outage,
     )
 

@@ -23,8 +23,9 @@ from perception.checkpoint import initialise
 from perception.config import Config
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
-from perception.model import PerceptionModel
-from perception.sensors.state import Limits
+from perception.model import PerceptionModel, Trace
+from perception.modules.memories import limits_of, with_spacing
+from perception.modules.route import Route
 from perception.training import optimize
 from perception.training.distribute import LongBarrier, accelerator_of, reduces_each_pass, report_lost_process
 from perception.training.loader import Batch, FrameDataset, batches
@@ -38,8 +39,8 @@ def train(config: Config, tables: Keyframes, split: str | None, run: Path, resum
     """Train base and modules jointly on the frames of the split; otherwise as `fit`."""
     set_seed(config.seed)
     model = PerceptionModel(config)
-    if config.model.camera is not None and not resume:
-        model.camera.load_pretrained()
+    if not resume:
+        model.load_pretrained()
     optimize.joint(model)
     optimize.freeze(model, config.train.rates)
     tokens, earlier = tables.samples(split, config.data.scenes), tuple[str, ...]()
@@ -107,7 +108,7 @@ class _Training:
             self.config,
             tasks,
             self._objects(tables, tokens, tasks),
-            model.depth_cells(),
+            model.supervision(),
             trained_modules(model),
         )
         if self.dataset.spacing is not None:
@@ -122,8 +123,8 @@ class _Training:
         self.best = -math.inf  # score so far
         if options.sync_norm and self.accelerator.num_processes > 1 and self.accelerator.device.type == "cuda":
             convert_sync_batchnorm(model)
-        self.losses = Losses(model, tasks)
-        self.parallel, self.optimizer = self.accelerator.prepare(self.losses, optimizer)
+        self.parallel, self.optimizer = self.accelerator.prepare(Losses(model, tasks), optimizer)
+        self.routes: list[Route] = []  # of the last pass
         self.main = self.accelerator.is_main_process
 
     def _objects(self, tables: Keyframes, tokens: Sequence[str], tasks: Sequence[str]) -> Objects | None:
@@ -132,7 +133,7 @@ class _Training:
         None are pasted into clips.
         """
         paste, boxes = self.config.data.paste, any(self.model.tasks[name].ranked for name in tasks)
-        if paste is None or not boxes or Limits.of(self.config.modules) is not None:
+        if paste is None or not boxes or limits_of(self.config.modules) is not None:
             return None
         folder = self.run / "objects" if paste.folder is None else Path(paste.folder)
         objects = objects_of(tables, tokens, self.config, folder) if self.accelerator.is_main_process else None
@@ -210,19 +211,20 @@ class _Training:
         for batch in passes:
             reduces = self.reduces_each_pass or batch is passes[-1]
             with nullcontext() if reduces else self.accelerator.no_sync(self.parallel):
-                part = batch.to(self.accelerator.device)
-                losses = self.parallel(part.inputs, part.conditions, part.labels, part.earlier)
+                part, trace = batch.to(self.accelerator.device), Trace()
+                losses = self.parallel(part.frames, part.labels, trace)
                 losses["loss"] = torch.stack(list(losses.values())).sum()
                 if losses["loss"].requires_grad:
                     self.accelerator.backward(losses["loss"] / len(passes))
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach() / len(passes)
+            self.routes = trace.routes
         return sums
 
     def scalars(self) -> dict[str, float]:
         """Numbers of the last step to log besides those of `step`."""
         return {
-            **self.model.routing_balance(self.losses.routes),
+            **self.model.routing_balance(self.routes),
             "learning_rate": float(self.schedule.get_last_lr()[0]),
         }
 
@@ -286,7 +288,7 @@ def _require_possible(config: Config, run: Path, resume: bool) -> None:
 
 def _record_spacing(model: PerceptionModel, spacing: tuple[float, float]) -> Config:
     modules = model.bank.modules
-    modules.update({name: modules[name].with_spacing(spacing) for name in trained_modules(model)})
+    modules = modules | {name: with_spacing(modules[name], spacing) for name in trained_modules(model)}
     model.reconfigure(model.config.model_copy(update={"modules": tuple(modules.values())}))
     return model.config
 

@@ -20,10 +20,10 @@ from perception.config import Schedule
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
 from perception.model import PerceptionModel
-from perception.modules.bank import BRANCHES
 from perception.modules.base import is_base_key
+from perception.modules.memories import memories_of
+from perception.sensors import sensor_facts
 from perception.tasks.network import FittedNetwork
-from perception.taxonomy import SENSORS
 
 
 def joint(model: PerceptionModel) -> None:
@@ -84,7 +84,7 @@ def with_conditions(tables: Keyframes, tokens: Sequence[str], facts: Sequence[st
 
 def lacking(facts: Sequence[str]) -> list[str]:
     """The sensors that frames with these facts lack."""
-    return [sensor for sensor in SENSORS if f"no-{sensor}" in facts]
+    return [sensor for sensor in sensor_facts() if f"no-{sensor}" in facts]
 
 
 def require_reachable(model: PerceptionModel, module: str) -> None:
@@ -97,11 +97,11 @@ def require_reachable(model: PerceptionModel, module: str) -> None:
     if tasks and not any(model.reaches(slot, task) for slot in model.bank.at(module) for task in tasks):
         names = " and ".join(sorted(tasks))
         raise InputError(f"module {module}: runs for {names} alone, which none of its slots reaches; change its slots")
-    own = [BRANCHES[branch] for branch in model.config.spec.sensors]
-    required = {fact for fact in model.bank.requirements(module) if fact.removeprefix("no-") in SENSORS}
+    own = [sensor.fact for sensor in model.config.spec.sensors.values()]
+    required = {fact for fact in model.bank.requirements(module) if fact.removeprefix("no-") in model.bank.sensors}
     left = [sensor for sensor in own if f"no-{sensor}" not in required]
     possible = {*left, *(f"no-{sensor}" for sensor in own)}
-    blind = not left and not model.bank.modules[module].memories
+    blind = not left and not memories_of(model.bank.modules[module])
     if blind or not required <= possible:
         facts = f"{' and '.join(sorted(required))}, which no training frame of a network with {' and '.join(own)} has"
         raise InputError(f"module {module}: requires {facts}; change its conditions")
@@ -144,9 +144,11 @@ def statistics_kept(model: nn.Module) -> Iterator[None]:
     momenta = {x: x.momentum for x in model.modules() if isinstance(x, nn.modules.batchnorm._BatchNorm)}
     for norm in momenta:
         norm.momentum = 0.0
-    yield
-    for norm, momentum in momenta.items():
-        norm.momentum = momentum
+    try:
+        yield
+    finally:
+        for norm, momentum in momenta.items():
+            norm.momentum = momentum
 
 
 def set_momentum(model: nn.Module, momentum: float) -> None:

@@ -49,7 +49,8 @@ class Paster:
         pasted = self._objects.boxes.select(chosen)
         cameras = self._with_pictures(frame, frame.boxes, chosen, pasted)
         changed = frame if frame.points is None else self._with_points(frame, frame.points, chosen, pasted)
-        return replace(changed, boxes=Boxes.joined(frame.boxes, pasted), pasted=len(pasted), cameras=cameras)
+        joined = Boxes.joined(frame.truth["boxes"], pasted.transformed(frame.global_from_reference))
+        return replace(changed, truth={**frame.truth, "boxes": joined}, pasted=len(pasted), cameras=cameras)
 
     def _choose(self, frame: Frame, boxes: Boxes, rng: np.random.Generator) -> np.ndarray:
         """Numbers of drawn objects whose footprints overlap neither the boxes nor each other."""

@@ -25,12 +25,13 @@ from deploy.recordings.ros_types import header
 from deploy.recordings.topics import Topics, load_topics
 from deploy.runtime import Runtime
 from perception.grid import BevGrid
-from perception.parts import CameraBranch, Lidar
 from perception.rig import load_rig
+from perception.sensors.camera.config import CameraBranch
 from perception.sensors.inputs import InputSpec
-from perception.tasks.detection.config import ScoreThresholds
+from perception.sensors.lidar.config import Lidar
 from perception.tasks.detection.task import TrackMemory
 from perception.tasks.detection.tracker import FADED
+from perception.tasks.published import ScoreThresholds
 
 STORE = get_typestore(Stores.ROS2_HUMBLE)
 
@@ -52,7 +53,7 @@ def topics() -> Topics:
 def test_every_sweep_is_a_frame(period: float, jitter: float, options: tuple[object, ...]) -> None:
     """With its stamp to the nanosecond; the topics say a period of 0.1 s, and pictures come before their sweep."""
     rig = load_rig(topics_of_kitti().with_name("rig.yaml"))
-    spec = InputSpec(BevGrid(reference="ego"), Lidar(sweeps=0), CameraBranch(), rig)
+    spec = InputSpec(BevGrid(reference="ego"), {"lidar": Lidar(sweeps=0), "camera": CameraBranch()}, rig)
     recording = RecordedDrive(drive_of_kitti(period, jitter, *options), topics(), spec)
     frames = list(recording.frames())
     sweeps = recording.counts.messages["/velodyne/points"]

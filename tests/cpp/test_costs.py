@@ -14,9 +14,8 @@ from exported import remembering, reseal
 from recorded_engine import TARGET, add_recorded_plan, count_allocations, golden_runs
 
 from deploy.bundle import Bundle
+from deploy.engine import sampled
 from deploy.golden import differences
-from deploy.state import sampled
-from perception.modules.spec import NEXT_STATE
 
 BUILT = Path(os.environ["TESSERA_LIBRARY"]).parent
 ENGINE = BUILT / "librecorded_engine.so"
@@ -63,7 +62,7 @@ def test_wrong_detections_are_counted_as_python_counts_them(tmp_path: Path) -> N
             wrong["detection/boxes"][0, chosen[20:], :2] += rng.choice([0.5, 90], (20, 1)).astype(np.float32)
         if not seed % 2:
             wrong["detection/attributes"][0, chosen] += 1
-        actual = wrong | {NEXT_STATE: sampled(wrong[NEXT_STATE])}
+        actual = wrong | {"next_state": sampled(wrong["next_state"])}
         expected = differences(frame.outputs, actual, bundle.manifest.tolerances, frame.compared)
         add_recorded_plan(bundle, [wrong, *golden[1:]])
         assert expected
@@ -86,7 +85,7 @@ def test_headings_that_all_turn_are_off_as_python_finds_them(tmp_path: Path) -> 
     wrong, turn = {name: each.copy() for name, each in golden[0].items()}, [[np.cos(0.2), np.sin(0.2)]]
     turn.append([-turn[0][1], turn[0][0]])
     wrong["detection/boxes"][..., 6:8] = wrong["detection/boxes"][..., 6:8] @ np.float32(turn)
-    actual = wrong | {NEXT_STATE: sampled(wrong[NEXT_STATE])}
+    actual = wrong | {"next_state": sampled(wrong["next_state"])}
     (problem,) = differences(frame.outputs, actual, bundle.manifest.tolerances, frame.compared)
     add_recorded_plan(bundle, [wrong, *golden[1:]])
     with pytest.raises(native.WrongEngine) as caught:

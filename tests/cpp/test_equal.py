@@ -15,6 +15,7 @@ import pytest
 import tessera_runtime as native
 from both_runtimes import MODULES, compare, drive, every_task, require_equal, rotated, write_frames
 from commands import without_ci
+from counting import counting
 from exported import QUIET, add_route, apart, bundle, checkpoint_of, modular, nano, remembering, reseal
 from mmdet3d_networks import trained_kitti
 from once import once
@@ -28,8 +29,8 @@ from deploy.precision.calibrate import Drives
 from perception.config import parse_config
 from perception.datasets.pandaset import PandaSet
 from perception.mmdet3d.importing import import_pointpillars
-from perception.modules.spec import NEXT_STATE
 from perception.sensors import inputs
+from perception.sensors import native as python_native
 from perception.tasks.task import to_prediction
 
 
@@ -93,6 +94,7 @@ BUNDLES: dict[str, Callable[[], Bundle]] = {
     "every task": every_task,
     "every task, schema 13": of_schema_13,
     "rotated": rotated,
+    "two states": counting,
     "INT8": in_int8,
 }
 
@@ -131,7 +133,7 @@ def test_numbers_that_are_not_finite_are_counted_as_in_python(tmp_path: Path) ->
     runs = golden_runs(copied)
     wrong = {name: each.copy() for name, each in runs[0].items()}
     for name, each in wrong.items():
-        if each.dtype == np.float32 and name != NEXT_STATE:
+        if each.dtype == np.float32 and name != "next_state":
             each.reshape(-1)[rng.integers(each.size, size=5)] = [np.nan, np.inf, -np.inf, np.nan, np.inf]
     add_recorded_plan(copied, [*runs, wrong], repeated=len(runs))
     expected = to_prediction(copied.manifest.heads, wrong).not_finite
@@ -139,7 +141,7 @@ def test_numbers_that_are_not_finite_are_counted_as_in_python(tmp_path: Path) ->
     plugin = str(Path(os.environ[native.LIBRARY]).with_name("librecorded_engine.so"))
     with native.Runtime(copied.path, TARGET, plugin=plugin) as runtime:
         found = runtime.step(next(drive()))["not_finite"].tolist()
-    names = sorted(name for name in wrong if name != NEXT_STATE)
+    names = sorted(name for name in wrong if name != "next_state")
     assert found == [expected.get(name, 0) for name in names]
 
 
@@ -148,7 +150,7 @@ def test_python_makes_the_same_inputs_by_the_library(monkeypatch: pytest.MonkeyP
     for frame in drive():
         expected = inputs.prepare(frame, spec)
         with monkeypatch.context() as patch:
-            patch.setattr(inputs, "NATIVE", native)
+            patch.setattr(python_native, "NATIVE", native)
             require_equal(expected, inputs.prepare(frame, spec), frame.token)
 
 

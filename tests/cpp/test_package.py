@@ -120,7 +120,7 @@ def test_pkg_config_follows_the_prefix() -> None:
 
 def test_python_makes_pillars_itself_where_the_library_cannot_be_loaded(tmp_path: Path) -> None:
     (tmp_path / "libtessera.so").write_bytes(b"of another machine")
-    code = "from perception.sensors import inputs; print(inputs.NATIVE)"
+    code = "from perception.sensors import native; print(native.NATIVE)"
     environment = os.environ | {native.LIBRARY: str(tmp_path / "libtessera.so")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
     assert done.stdout == "None\n"

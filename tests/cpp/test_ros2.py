@@ -29,7 +29,7 @@ from deploy.recordings.messages import intrinsics
 from deploy.recordings.ros_types import encode, header, make
 from perception.frame import Boxes, Prediction
 from perception.geometry import move
-from perception.tasks.detection.config import ScoreThresholds
+from perception.tasks.published import ScoreThresholds
 
 ROS2 = ROOT / "deploy" / "ros2"
 ROOM = 1_000_000

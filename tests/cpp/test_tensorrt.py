@@ -19,6 +19,7 @@ import onnx.parser
 import pytest
 import tessera_runtime as native
 from both_runtimes import compare, drive, every_task, require_equal
+from counting import counting
 from exported import apart, bundle, copy_bundle, plan_record, remembering, retrained
 
 from deploy.bundle import Bundle
@@ -34,6 +35,7 @@ BUNDLES: dict[str, Callable[[], Bundle]] = {
     "memory": remembering,
     "apart": lambda: apart()[0],
     "every task": every_task,
+    "two states": counting,
 }
 
 
@@ -76,6 +78,8 @@ def message_of(path: Path, **arguments: str) -> str:
         ("memory", "no capture", "11.1"),
         ("apart", "captured", "11.1"),
         ("every task", "captured", "10.3"),
+        ("two states", "captured", "10.3"),
+        ("two states", "no capture", "10.3"),
     ],
 )
 def test_a_drive_has_the_bytes_of_the_python_runtime(

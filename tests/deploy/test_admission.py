@@ -149,7 +149,8 @@ WRONG: list[Any] = [
 ]  # fmt: skip
 # None or nothing says nothing, or is no matter of admission; another scene is another drive.
 NOT_WRONG = {"position": [0], "lidar_of_point": [0], "class_of_point": [0], "file": [0], "ahead": [0], "signals": [10],
-             "location": [1], "token": [1], "scene": [1], "points": [0], "cameras": [10], "timestamp": [4],
+             "location": [1], "token": [1], "scene": [1], "points": [0], "cameras": [10], "scans": [10],
+             "timestamp": [4],
              "nanoseconds": [4], "sweep_of_point": [38]}  # fmt: skip
 
 

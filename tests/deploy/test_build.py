@@ -27,13 +27,13 @@ from refits import no_gpu
 from deploy.build import build
 from deploy.build_package import BuildPackage
 from deploy.bundle import Bundle
+from deploy.engine import EngineState
 from deploy.engines import cuda, open_engine, tensorrt
 from deploy.engines.cuda import compute_capability
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.engines.tensorrt import build_engine, compiles_here, place_on_dla
 from deploy.integrity import Content
 from deploy.runtime import Runtime
-from deploy.state import EngineState
 from deploy.targets import TARGETS, Versions, find_target, is_same_compiler
 from deploy.verify import verify
 from perception.errors import InputError

@@ -58,6 +58,8 @@ def test_manifest_describes_the_golden_frame_and_the_configuration() -> None:
     loaded = Bundle.load(bundle().path)
     heads = loaded.manifest.heads.items()
     units = UNITS | {f"{name}/{output.name}": output.unit for name, task in heads for output in task.outputs}
+    for sensor in nano().spec.sensors.values():
+        units |= {name: array.unit for name, array in sensor.inputs.items()}
     for tensors, arrays in zip((loaded.manifest.inputs, loaded.manifest.outputs), loaded.golden(), strict=True):
         described = [(t.name, t.shape, t.dtype, t.unit) for t in tensors]
         assert described == [(name, a.shape, a.dtype.name, units[name]) for name, a in arrays.items()]

@@ -129,13 +129,15 @@ class Context:
         calls.append("execute")
         if b"waits" in self.content and int(driver.cuStreamSynchronize(handle)[0]):
             return False
-        pairs = [("y", "state"), ("next_state", "x")] if b"state" in self.content else [("y", "x")]
+        states = [name for name in ("state", "count") if name.encode() in self.content]
+        pairs = [("y", ("x", *states)[-1]), *((f"next_{name}", "x") for name in states)]
         to_from = [[self.addresses[name] for name in pair] for pair in pairs]
         return not any(int(driver.cuMemcpyHtoDAsync(*each, 24, handle)[0]) for each in to_from)
 class Engine:
     def __init__(self, content):
         self.content, self.refittable = content, b"refittable" in content
-        self.names = ["x", "y", *(["state", "next_state"] if b"state" in content else [])]
+        states = [name for name in ("state", "count") if name.encode() in content]
+        self.names = ["x", "y", *states, *(f"next_{name}" for name in states)]
         self.num_io_tensors = len(self.names)
     def get_tensor_name(self, i):
         return self.names[i]
@@ -146,7 +148,7 @@ class Engine:
     def get_tensor_profile_shape(self, name, profile):
         return [[1, 3], [1, 3], [2, 3]]  # least, best, most
     def get_tensor_mode(self, name):
-        return "input" if name in ("x", "state") else "output"
+        return "input" if name in ("x", "state", "count") else "output"
     def create_execution_context(self):
         calls.append("context")
         return Context(self.content)
@@ -278,7 +280,7 @@ with pytest.raises(InputError, match="x is float32 .1, 3., the plan takes float3
     engine.run({"x": np.zeros((1, 3), "f4")})
 """,
     "each of several states goes on from run to run in two buffers": """
-for content in (b"state", b"state rtx"):  # recorded, and queued anew
+for content in (b"state", b"state rtx", b"state count", b"state count rtx"):  # recorded, and queued anew
     calls.clear()
     engine = opened(content)
     states = [engine.new_state() for _ in range(2)]
@@ -292,7 +294,9 @@ for content in (b"state", b"state rtx"):  # recorded, and queued anew
         np.testing.assert_array_equal(engine.run({"x": frame}, states[one])["y"], before[one])
         before[one] = frame
         for state, expected in zip(states, before):
-            np.testing.assert_array_equal(state.read(), expected)
+            for name, array in state.read().items():
+                assert name.encode() in content
+                np.testing.assert_array_equal(array, expected)
     # The first run, its record, and a record for each state and buffer; or each run.
     assert calls.count("execute") == (6 if engine.graph else 1 + len(frames))
 assert opened(b"plain").new_state() is None

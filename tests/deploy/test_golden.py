@@ -52,9 +52,9 @@ from perception.config import Config, find_config, load_config
 from perception.errors import InputError
 from perception.frame import Arrays, Boxes
 from perception.grid import BevGrid
-from perception.parts import Image
+from perception.sensors.camera.config import Image
 from perception.sensors.camera.picture import _taps, fit_width, warp
-from perception.sensors.inputs import group
+from perception.sensors.lidar.pillars import group
 from perception.tasks import TASKS, parse_tasks, tasks_of
 from perception.tasks.detection.task import DetectionTask
 
@@ -345,7 +345,7 @@ def test_a_check_is_in_its_frames_latency_and_changes_nothing_of_the_drive() -> 
         np.testing.assert_array_equal(actual.states["map"], expected.states["map"])
 
 
-INPUTS, PICTURE = "perception.sensors.inputs", "perception.sensors.camera.picture"
+CAMERA, LIDAR, PICTURE = (f"perception.sensors.{name}" for name in ("camera.sensor", "lidar.sensor", "camera.picture"))
 DECODING = "perception.tasks.detection.task.DetectionTask.from_arrays"
 
 
@@ -375,18 +375,18 @@ def mirrored(task: DetectionTask, arrays: Arrays) -> Boxes:
 DETECTED = DetectionTask.from_arrays
 # In the manifest: an edit, with hashes made anew; in the software: what is instead of a function or a constant.
 SEAM: dict[str, tuple[str, str | Change, object]] = {
-    "blue for red": ("images", f"{INPUTS}.warp", lambda picture, *to, into: warp(picture[..., ::-1].copy(), *to, into)),
+    "blue for red": ("images", f"{CAMERA}.warp", lambda picture, *to, into: warp(picture[..., ::-1].copy(), *to, into)),
     "other pixels between": ("images", f"{PICTURE}._taps", lambda places, count: _taps(np.rint(places), count)),
     "another reduction": ("images", f"{PICTURE}._reduced", lambda picture, factor: picture[::factor, ::factor]),
     "the sky instead of the road": (
-        "images", f"{INPUTS}.fit_width", lambda shape, size: fit_width((shape[1] // 2, shape[1]), size)
+        "images", f"{CAMERA}.fit_width", lambda shape, size: fit_width((shape[1] // 2, shape[1]), size)
     ),
     "points 0.2 m ahead": (
-        "pillar_points", f"{INPUTS}.group", lambda points, *given: group(points + np.float32([0.2, 0, 0, 0, 0]), *given)
+        "pillar_points", f"{LIDAR}.group", lambda points, *given: group(points + np.float32([0.2, 0, 0, 0, 0]), *given)
     ),
     **{
         name: (
-            "pillar_points", f"{INPUTS}.group",
+            "pillar_points", f"{LIDAR}.group",
             lambda points, *given, factor=factor: group(points * np.float32([1, 1, 1, 1, factor]), *given),
         )
         for name, factor in (("points of one age", 0), ("points of the future", -1))

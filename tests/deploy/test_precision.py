@@ -41,7 +41,7 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Arrays, Frame
 from perception.sensors.inputs import prepare
-from perception.sensors.state import Limits
+from perception.state import Limits
 from perception.tasks.task import part_of
 
 

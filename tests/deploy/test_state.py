@@ -32,14 +32,13 @@ from deploy.export import export
 from deploy.golden import WrongEngine, require_agreement
 from deploy.golden_file import require_end_to_end
 from deploy.runtime import Runtime
-from deploy.state import run_with_state
 from deploy.street import street_frame
 from deploy.tolerances import Precision
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Conditions, Frame, Prediction
-from perception.modules.spec import NEXT_STATE, STATE_INPUTS
 from perception.predict import TorchPredictor
-from perception.sensors.state import state_inputs
+from perception.session import run_with_state
+from perception.state import MOTION_INPUTS, state_inputs
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 Arrays = dict[str, np.ndarray]
@@ -99,7 +98,7 @@ def test_software_that_tells_the_memory_something_else_is_refused(
     bundle = remembering_at(precision)
     golden, file = bundle.golden_frames(), bundle.path / "golden.safetensors"
     require_end_to_end(golden, bundle.manifest, file)
-    monkeypatch.setattr("deploy.golden_file.state_inputs", lambda *given: wrong(state_inputs(*given)))
+    monkeypatch.setattr("perception.session.state_inputs", lambda *given: wrong(state_inputs(*given)))
     with one_line_error(says="not as at the export"):
         require_end_to_end(golden, bundle.manifest, file)
 
@@ -108,9 +107,9 @@ def test_software_that_tells_the_memory_something_else_is_refused(
 def test_the_manifest_says_how_the_state_goes_on() -> None:
     manifest = remembering().manifest
     (pair,), state = manifest.state.pairs, manifest.state
-    assert (pair.input, pair.output, pair.shape, pair.frame) == ("state", NEXT_STATE, (1, 8, 64, 64), "reference")
+    assert (pair.input, pair.output, pair.shape, pair.warp) == ("state", "next_state", (1, 8, 64, 64), "bev")
     assert (state.seconds, state.speed, state.spacing) == (1.2, 70.0, (0.1, 0.5))
-    assert {each.name for each in manifest.inputs} >= {*STATE_INPUTS}
+    assert {each.name for each in manifest.inputs} >= {"state", *MOTION_INPUTS}
     assert not {"If", "Loop", "Scan"} & manifest.operators.keys()
     assert manifest.operators["GridSample"] == bundle().manifest.operators["GridSample"] + 1
 
@@ -155,19 +154,19 @@ def test_states_that_stay_with_the_engine_are_the_networks_outputs_bit_for_bit()
     assert state is not None
     for frame in golden:
         alone = engine.run({**frame.inputs, "state": given if frame.inputs["state_valid"].any() else 0 * given})
-        for name, array in run_with_state(engine, frame.inputs, state).items():
+        for name, array in run_with_state(engine.run, frame.inputs, state).items():
             np.testing.assert_array_equal(array, alone[name])
-        given = alone[NEXT_STATE]
-        np.testing.assert_array_equal(state.read(), given)
+        given = alone["next_state"]
+        np.testing.assert_array_equal(state.read()["state"], given)
 
 
 def test_a_state_that_is_not_finite_is_not_multiplied_by_zero() -> None:
     engine, frame = OnnxRuntimeEngine(remembering().onnx), remembering().golden_frames()[0]
     state = engine.new_state()
     assert state is not None
-    state._arrays[0].fill(np.nan)
+    state._arrays[0]["state"].fill(np.nan)
     expected = frame.outputs["detection/scores"]
-    np.testing.assert_allclose(run_with_state(engine, frame.inputs, state)["detection/scores"], expected, atol=1e-3)
+    np.testing.assert_allclose(run_with_state(engine.run, frame.inputs, state)["detection/scores"], expected, atol=1e-3)
 
 
 def test_a_bundle_remembers_as_the_trained_network_does(tmp_path: Path) -> None:
@@ -300,8 +299,8 @@ def test_a_golden_frame_in_between_leaves_the_state() -> None:
 def test_what_follows_an_output_that_is_not_finite_begins_anew() -> None:
     runtime, frames = Runtime(remembering().path), moving()
     runtime.step(frames[0])
-    state = runtime._memory._state
-    state._arrays[state._latest].fill(np.nan)
+    state = runtime._session._state
+    state._arrays[state._latest]["state"].fill(np.nan)
     assert scores(runtime.step(frames[1]).prediction) != scores(runtime(frames[1]))
     assert scores(runtime.step(frames[2]).prediction) == scores(runtime(frames[2]))
 
@@ -366,9 +365,9 @@ def test_networks_with_states_of_several_shapes_are_no_bundle(tmp_path: Path) ->
 
 def test_the_state_is_compared_as_far_as_it_may_differ() -> None:
     frame, allowed = remembering().golden_frames()[0], remembering().manifest.tolerances
-    state = frame.outputs[NEXT_STATE]
+    state = frame.outputs["next_state"]
     assert allowed.state is not None
     most = np.float32(allowed.state * np.sqrt(np.square(state, dtype=np.float64).mean()))
-    require_agreement(frame.outputs, {**frame.outputs, NEXT_STATE: state + 0.9 * most}, "engine", allowed)
-    with pytest.raises(WrongEngine, match=f"{NEXT_STATE} is off by"):
-        require_agreement(frame.outputs, {**frame.outputs, NEXT_STATE: state + 1.1 * most}, "engine", allowed)
+    require_agreement(frame.outputs, {**frame.outputs, "next_state": state + 0.9 * most}, "engine", allowed)
+    with pytest.raises(WrongEngine, match="next_state is off by"):
+        require_agreement(frame.outputs, {**frame.outputs, "next_state": state + 1.1 * most}, "engine", allowed)

@@ -18,7 +18,7 @@ from perception.errors import InputError
 from perception.mmdet3d import annotation_file
 from perception.mmdet3d.foreign import ForeignTrunk, fit, load_foreign, read_config, training_set
 from perception.mmdet3d.foreign_config import ForeignBackbone, ForeignConfig, foreign_config
-from perception.modules.aggregation.composition import parse_block
+from perception.modules.composition import parse_block
 from perception.modules.computation.weight_delta import LowRank
 from perception.modules.route import Route
 

@@ -88,7 +88,8 @@ def require_losses(ours: PerceptionModel, found: Maps, head: Any, maps: Maps, fr
     )
     levels = [[maps[key] for key in maps if key.startswith(name)] for name in ("classes", "boxes", "directions")]
     expected = head.loss_by_feat(*levels, [truth], [{}])
-    labels = batch_labels([{"detection": ours.tasks["detection"].labels(replace(frame, boxes=boxes))}])
+    annotated = replace(frame, truth={"boxes": boxes.transformed(frame.global_from_reference)})
+    labels = batch_labels([{"detection": ours.tasks["detection"].labels(annotated)}])
     losses = ours.head("detection").losses(found, labels["detection"])
     for mine, other in {"classes": "loss_cls", "boxes": "loss_bbox", "directions": "loss_dir"}.items():
         torch.testing.assert_close(losses[mine].mean(), sum(expected[other]), rtol=1e-4, atol=1e-5)

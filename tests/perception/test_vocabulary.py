@@ -68,7 +68,6 @@ WRONG: dict[Any, list[tuple[dict[str, Any], str]]] = {
         ({"point_classes": [ROAD, WAY]}, "point_classes: category 'road' is of two classes"),
         ({"point_classes": [{"name": "noise", "solid": False}, ROAD]}, "those that are not `solid` stand last"),
         ({"conditions": {"weather": ["snow"], "season": ["snow"]}}, "conditions: 'snow' is there twice"),
-        ({"conditions": {"sight": ["lidar"]}}, "'lidar' stands for something else"),
         ({"conditions": {"weather": ["heavy-rain"]}}, "conditions.weather.0: string should match"),
         ({"conditions": {"weather": ["dry"]}, "simulated": {"always": ["snow"]}}, "simulated: 'snow' is not among"),
     ],
@@ -99,6 +98,9 @@ def test_a_configuration_names_it_or_holds_it(tmp_path: Path) -> None:
     config = parse_config(content, "a.yaml")
     assert config.taxonomy == load_taxonomy(path)
     assert parse_config(config.model_dump(mode="json"), "again") == config
+    taken = {"name": "own", "classes": [CAR], "conditions": {"sight": ["lidar"]}}
+    with one_line_error(exactly="a.yaml: (top level): taxonomy: conditions: 'lidar' stands for something else"):
+        parse_config({**content, "taxonomy": taken}, "a.yaml")
     noise = PointClass(name="noise", solid=False)
     assert PointClass.model_validate(noise.model_dump()) == noise
     bare = parse_config({"name": "a"}, "b")
@@ -241,7 +243,12 @@ def test_shipped_configurations_are_valid_and_build(path: Path) -> None:
         ("name: a\ntrain: {steps: many}", "", "train.steps: input should be a valid integer, got 'many'"),
         ("name: a\ntrain: {steps: 9, epochs: 2}", "", "train: give `steps` or `epochs`, one of them"),
         ("name: a\ntrain: {schedule: {kind: step}}", "", "train.schedule: `milestones` are for the kind `step`"),
-        ("name: a\nmodel: {lidar: null}", "", "the model needs `lidar`, `camera` or both"),
+        ("name: a\nmodel: {lidar: null}", "", "the model has no sensor; give `lidar`, `camera` or `scanners`"),
+        ("name: a\nmodel: {scanners: [radar]}", "", "model.scanners: input should be a valid dictionary"),
+        ("name: a\nmodel: {scanners: {sonar: {}}}", "", "model.scanners.sonar: is not a known key"),
+        ("name: a\nmodel: {scanners: {lidar: {}}}", "", "model.scanners: lidar has a place of its own"),
+        ("name: a\ntrain: {drop_lidar: 0.1, drop: [lidar]}", "", "train.drop: input should be a valid dictionary"),
+        ("name: a\ntrain: {3: 1}", "", "train.3: keys should be strings"),
         ("name: a\nmodel: {trunk: {channels: [3, 4]}}", "", "channels, blocks and strides must have the same length"),
         ("{}", "", "name: field required"),
         ("name: [", "", "not valid YAML"),
@@ -266,6 +273,8 @@ def test_keys_are_overridden_one_by_one(tmp_path: Path) -> None:
     assert (config.train.batch, config.train.steps, config.seed) == (8, 9, 3)
     assert config.data.augment is None
     assert config.train.validation.split == "val"
+    path.write_text("name: a\ntrain: {drop: {lidar: 0.2, cameras: 0.2}}")
+    assert load_config(path, ["train.drop_lidar=0.5"]).train.drop == {"lidar": 0.5, "cameras": 0.2}
 
 
 # Published configurations of mmdet3d and PillarNeSt, of which ours have the networks.

@@ -216,31 +216,32 @@ PICTURES = {
 @pytest.mark.slow("trainings with pictures in one process and in two")
 def test_two_processes_train_cameras_as_one_where_one_of_them_has_no_images(sim_root: Path, tmp_path: Path) -> None:
     """On some steps neither has any."""
-    require_as_one({**PICTURES, "train": {**SHORT, "drop_cameras": 0.5}}, sim_root, tmp_path)
+    require_as_one({**PICTURES, "train": {**SHORT, "drop": {"cameras": 0.5}}}, sim_root, tmp_path)
 
 
 @pytest.mark.slow("a training with pictures in two processes")
 def test_statistics_of_cameras_are_those_of_the_images_of_the_main_process(sim_root: Path, tmp_path: Path) -> None:
     """Without SyncBatchNorm, which needs GPUs. Weights hardly change, so a pass over these images is the oracle."""
-    recipe = {**SHORT, "norm_momentum": None, "ema": None, "drop_cameras": 0.5, "learning_rate": 1e-12}
+    recipe = {**SHORT, "norm_momentum": None, "ema": None, "drop": {"cameras": 0.5}, "learning_rate": 1e-12}
     file, run = tmp_path / "config.yaml", tmp_path / "run"
     file.write_text(yaml.safe_dump({**PICTURES, "train": recipe}))
     train(2, tmp_path / "output", "train", file, "--data", sim_root, "--split", "all", "--out", run)
     model, config = load_model(run)
     tables = NuScenesTables(sim_root, "v1.0-sim")
-    cells = model.double().depth_cells()
-    dataset = FrameDataset(tables, tables.samples("all"), config, depth_cells=cells)
+    supervision = model.double().supervision()
+    dataset = FrameDataset(tables, tables.samples("all"), config, supervision=supervision)
     trained = {name: value.clone() for name, value in model.camera.state_dict().items() if "running_" in name}
     norms = [each for each in model.camera.modules() if isinstance(each, nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()
     blind = 0
     for batch in batches(dataset, config, 0, 0, 2):
-        projections = batch.inputs["image_from_reference"].double()
+        inputs, _ = batch.frames[-1]
+        projections = inputs["image_from_reference"].double()
         present = projections.flatten(2).any(dim=2)
         blind += not present.any()
         if present.any():
-            model.camera.train()(batch.inputs["images"][present][None], projections[present][None])
+            model.camera.train().encode(inputs["images"][present][None], projections[present][None])
     assert 0 < blind < SHORT["steps"]
     for name, value in trained.items():
         torch.testing.assert_close(value, model.camera.state_dict()[name], rtol=1e-6, atol=1e-6, msg=name)

@@ -22,9 +22,9 @@ from perception.checkpoint import load_model, save_model
 from perception.config import parse_config
 from perception.frame import Conditions, Frame
 from perception.grid import Reference
-from perception.modules.spec import NEXT_STATE
 from perception.rig import Rig
-from perception.sensors import inputs
+from perception.sensors import native as native_inputs
+from perception.state import NEXT, states_of
 from perception.tasks import TASKS
 from perception.tasks.task import add_prefix
 
@@ -35,7 +35,7 @@ MODULES: list[dict[str, object]] = [
 ]
 
 
-inputs.NATIVE = None  # else Python would use the library that it is compared with
+native_inputs.NATIVE = None  # else Python would use the library that it is compared with
 
 
 class Recorded:
@@ -81,7 +81,7 @@ class Python:
         (engine,) = (engine for engine in self.engines if engine.latest)
         arrays = engine.latest
         if engine.state is not None:
-            arrays["next_state"] = engine.state.read()
+            arrays |= {NEXT + name: each for name, each in engine.state.read().items()}
         self.runtime.remember(admitted, prediction, self.weights)
         outputs = sorted(name.removeprefix("outputs/") for name in arrays if name.startswith("outputs/"))
         arrays["not_finite"] = np.array([prediction.not_finite.get(name, 0) for name in outputs], np.int64)
@@ -218,8 +218,7 @@ def with_recorded_plan(
         runs.append(
             {name.removeprefix("outputs/"): each for name, each in arrays.items() if name.startswith("outputs/")}
         )
-        if NEXT_STATE in arrays:
-            runs[-1][NEXT_STATE] = arrays[NEXT_STATE]
+        runs[-1] |= {name: arrays[name] for name in states_of(arrays).values()}
         frames.append((frame, python.believed.known()))
     add_recorded_plan(copied, runs, repeated=golden)
     return frames

@@ -11,7 +11,7 @@ from vocabulary import CONDITION_VALUES, Z
 from perception.modules.computation.computation import CONVOLUTIONS, NORMS, ChannelNorm, Computation, Site, inputs
 from perception.modules.route import Route
 from perception.modules.slot import Slot
-from perception.modules.spec import computation_classes
+from perception.modules.spec import COMPUTATIONS
 
 # All kinds, with options such that a small layer has room for them.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -28,7 +28,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "film": ("film", {}),
     "hypernetwork": ("hypernetwork", {"rank": 2, "hidden": 8}),
 }
-AFFINE = [case for case, (kind, _) in CASES.items() if computation_classes()[kind].affine]
+AFFINE = [case for case, (kind, _) in CASES.items() if COMPUTATIONS[kind].affine]
 
 
 class Place(NamedTuple):
@@ -42,7 +42,7 @@ class Place(NamedTuple):
 def make(case: str, layer: nn.Module) -> Computation:
     """A new module of this case for the layer."""
     kind, options = CASES[case]
-    computation: Any = computation_classes()[kind]
+    computation: Any = COMPUTATIONS[kind]
     further = {"conditions": len(CONDITION_VALUES)} if computation.conditional else {}
     module: Computation = computation(layer, **further, **options)
     return module
@@ -89,7 +89,7 @@ def assert_near(actual: Tensor, expected: Tensor) -> None:
 @st.composite
 def places(draw: st.DrawFn, *cases: str, frames: int = 2) -> Place:
     """A random layer in float64 that modules of all these cases attach to, and condition vectors of so many frames."""
-    kinds = [computation_classes()[CASES[case][0]] for case in cases]
+    kinds = [COMPUTATIONS[CASES[case][0]] for case in cases]
     classes = set.intersection(*(set(kind.layers) for kind in kinds))
     torch.manual_seed(draw(st.integers(0, 2**16)))
     place = _place(

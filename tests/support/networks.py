@@ -22,7 +22,8 @@ from perception.modules.computation.weight_delta import LowRank
 from perception.modules.routing.fixed import make_fixed_routes
 from perception.modules.routing.learned import LearnedRouter
 from perception.modules.slot import Slot
-from perception.modules.spec import LearnedRouting, Module, computation_classes, parse_module
+from perception.modules.spec import COMPUTATIONS, LearnedRouting, Module, parse_module
+from perception.sensors import SENSORS
 from perception.sensors.inputs import prepare
 from perception.tasks import TASKS, tasks_of
 from perception.tasks.task import Task
@@ -30,8 +31,8 @@ from perception.training.loader import Batch
 
 FOG = Conditions(weather="fog")
 BRANCHES = ("lidar.*", "camera.*", "fuse*", "trunk.*", "heads.*")
-KIND_NAMES = [kind for kind in computation_classes() if kind != "memory"]  # which stands at a slot of its own
-AFFINE = [kind for kind, computation in computation_classes().items() if computation.affine]
+KIND_NAMES = [kind for kind in COMPUTATIONS if kind != "memory"]  # which stands at a slot of its own
+AFFINE = [kind for kind, computation in COMPUTATIONS.items() if computation.affine]
 
 
 def spec(name: str, kind: str, *slots: str, **options: object) -> Module:
@@ -144,7 +145,7 @@ class Net(nn.Module):
     def __init__(self, modules: list[LowRank], routing: LearnedRouting | None = None) -> None:
         super().__init__()
         self.one, self.two = Slot("trunk.one", nn.Conv2d(4, 4, 3, 2, 1)), Slot("heads.two", nn.Conv2d(4, 3, 1))
-        self.bank = Bank(self, CONDITIONS, TASKS)
+        self.bank = Bank(self, CONDITIONS, TASKS, SENSORS)
         for module in modules:
             self.bank.add(module)
         self.chooser = LearnedRouter(routing, 4, self.bank) if routing else None
@@ -307,7 +308,7 @@ def small(**training: object) -> Config:
     lidar = {"max_pillars": 1500, "points_per_pillar": 5, "channels": 8, "sweeps": 0}
     content = LITTLE | {"name": "small", "grid": {"cell": 3.2}, "data": {"augment": {}}}
     content |= {"model": LITTLE["model"] | {"lidar": lidar, "camera": camera}, "modules": [module("rain", "rain")]}
-    defaults = {"steps": 6, "batch": 2, "checkpoint_every": 3, "drop_lidar": 0.3, "drop_cameras": 0.3}
+    defaults = {"steps": 6, "batch": 2, "checkpoint_every": 3, "drop": {"lidar": 0.3, "cameras": 0.3}}
     return parse_config(content | {"train": defaults | training}, "small")
 
 
@@ -321,4 +322,6 @@ def loader_config(train: dict[str, Any] | None = None, **data: Any) -> Config:
 
 def assert_equal_batches(a: Batch, b: Batch) -> None:
     assert a.tokens == b.tokens
-    torch.testing.assert_close((a.inputs, a.labels), (b.inputs, b.labels), rtol=0, atol=0, equal_nan=True)
+    (some, facts), (others, same_facts) = (zip(*batch.frames, strict=True) for batch in (a, b))
+    assert facts == same_facts
+    torch.testing.assert_close((some, a.labels), (others, b.labels), rtol=0, atol=0, equal_nan=True)

@@ -25,7 +25,7 @@ from perception.grid import BevGrid
 from perception.rig import load_rig
 from perception.sensors.inputs import InputSpec
 
-SPEC = InputSpec(BevGrid(), None, None, load_rig("nuscenes"))
+SPEC = InputSpec(BevGrid(), {}, load_rig("nuscenes"))
 IMPORTED = (
     *("deploy.cli", "perception.training.loop", "perception.training.adapt", "perception.datasets.sources"),
     *("perception.evaluation.evaluate", "torch.distributed.launcher.api"),

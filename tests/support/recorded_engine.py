@@ -16,9 +16,9 @@ import numpy as np
 
 from deploy.bundle import Bundle, EngineRecord
 from deploy.engines import open_engine
-from deploy.state import run_with_state
 from perception.frame import Frame
-from perception.modules.spec import NEXT_STATE
+from perception.session import run_with_state
+from perception.state import NEXT, states_of
 
 ROOT = Path(__file__).parents[2]
 TARGET, COMPILER = "rtx-ampere", "tensorrt_rtx 1.7.1.116"  # of the engine, deploy/cpp/tests/recorded_engine.c
@@ -47,8 +47,9 @@ def golden_runs(bundle: Bundle) -> list[dict[str, np.ndarray]]:
     engine, runs = open_engine(bundle), []
     state = engine.new_state()
     for frame in bundle.golden_frames():
-        outputs = run_with_state(engine, frame.inputs, state) if state is not None else engine.run(frame.inputs)
-        runs.append({**outputs, **({NEXT_STATE: state.read()} if state is not None else {})})
+        outputs = run_with_state(engine.run, frame.inputs, state)
+        states = {} if state is None else state.read()
+        runs.append({**outputs, **{NEXT + name: each for name, each in states.items()}})
     return runs
 
 
@@ -57,7 +58,8 @@ def recorded_plan(bundle: Bundle, runs: Sequence[Mapping[str, np.ndarray]], repe
 
     A run without outputs fails.
     """
-    names = sorted((each.name for each in bundle.manifest.outputs), key=NEXT_STATE.__eq__)  # the state comes last
+    outputs = [each.name for each in bundle.manifest.outputs]
+    names = sorted(outputs, key=lambda name: name in states_of(outputs).values())  # the states come last
     outputs = [b"".join(np.ascontiguousarray(run[name]).tobytes() for name in names if run) for run in runs]
     return struct.pack("q", repeated) + b"".join(struct.pack("q", bool(each)) + each for each in outputs)
 

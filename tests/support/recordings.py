@@ -21,8 +21,9 @@ from perception.config import find_config, load_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Frame
 from perception.grid import BevGrid, Reference
-from perception.parts import CameraBranch, Lidar
+from perception.sensors.camera.config import CameraBranch
 from perception.sensors.inputs import InputSpec
+from perception.sensors.lidar.config import Lidar
 
 __all__ = ["STORAGES", "TINY", "TYPES", "Message", "messages"]
 SPEC = load_config(find_config("tiny")).spec
@@ -66,7 +67,8 @@ def stream(
     camera: CameraBranch | None = None,
 ) -> Iterator[Frame]:
     topics = topics or nuscenes_topics()
-    spec = InputSpec(BevGrid(reference=reference), Lidar(sweeps=sweeps), camera, RIG)
+    cameras = {} if camera is None else {"camera": camera}
+    spec = InputSpec(BevGrid(reference=reference), {"lidar": Lidar(sweeps=sweeps), **cameras}, RIG)
     assembler = Assembler(topics, spec, counts, DriveInfo("log"), keyframed, FrameChoice(), Readings({}))
     for each in (each for each in log if each.topic in topics.names()):
         yield from (ready.assemble() for ready in assembler.advance(each.time))

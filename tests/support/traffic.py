@@ -21,7 +21,7 @@ from perception.frame import Boxes
 from perception.tasks.association import associate
 from perception.tasks.detection.devkit import PROTOCOL
 from perception.tasks.detection.submission import global_boxes
-from perception.tasks.detection.tracker import Tracks
+from perception.tasks.published import Tracks
 
 CAR = NUSCENES.label("car")
 START = 1_500_000_000_000_000  # us

@@ -57,6 +57,14 @@ typedef struct tessera_camera {
     double global_from_ego[16]; /* when it was exposed */
 } tessera_camera;
 
+/* An input of the network for a kind of sensor that the library does not know: its host makes all of its numbers. */
+typedef struct tessera_input {
+    size_t size;
+    const char *name; /* in the manifest's `preprocessing.scanners` */
+    const void *data; /* row-major, of the manifest's shape and type */
+    size_t bytes;
+} tessera_input;
+
 typedef struct tessera_frame {
     size_t size;
     const char *scene; /* name of the drive; another one begins with an empty memory. NULL: "" */
@@ -70,6 +78,8 @@ typedef struct tessera_frame {
     size_t camera_count;
     const char *const *conditions; /* what is known to hold, such as rain and night */
     size_t condition_count;
+    const tessera_input *inputs; /* those of further sensors that are there, in any order */
+    size_t input_count;
 } tessera_frame;
 
 typedef enum tessera_type {
@@ -81,8 +91,7 @@ typedef enum tessera_type {
     TESSERA_BOOL = 5
 } tessera_type;
 
-/* An array of the runtime, row-major; valid until its next step or check, and next_state until it is asked for again.
- */
+/* An array of the runtime, row-major; valid until its next step or check, and a state until it is asked for again. */
 typedef struct tessera_array {
     size_t size;
     const void *data;
@@ -154,7 +163,7 @@ TESSERA_API tessera_status tessera_describe_result(const tessera_runtime *runtim
 TESSERA_API tessera_status tessera_step(tessera_runtime *runtime, const tessera_frame *frame);
 
 /* An array of the latest step: a result TASK/NAME, such as detection/centers or map/probabilities; an engine's input or
- * output, inputs/NAME or outputs/NAME; next_state, which the next frame begins with. tessera_name lists them.
+ * output, inputs/NAME or outputs/NAME; next_NAME, a state that the next frame begins with. tessera_name lists them.
  *
  * Results, in the frame of reference; tessera_describe_result has their names and areas. Those of the tasks here:
  *   detection/centers (N, 3) float64, best first: x y z of the middle, m

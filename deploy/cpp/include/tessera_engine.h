@@ -13,11 +13,11 @@
 extern "C" {
 #endif
 
-#define TESSERA_ENGINE_VERSION 1 /* raised when anything in this header changes; the library takes no other */
+#define TESSERA_ENGINE_VERSION 2 /* raised when anything in this header changes; the library takes no other */
 #define TESSERA_ENGINE_ERROR 4096
 
 typedef struct tessera_network tessera_network; /* the engine's own: an open plan */
-typedef struct tessera_state tessera_state;     /* the engine's own: what a network with a memory keeps of a drive */
+typedef struct tessera_state tessera_state;     /* the engine's own: all states of a network on a drive */
 
 typedef struct tessera_tensor {
     const char *name;
@@ -33,11 +33,12 @@ typedef struct tessera_plan {
     const void *onnx; /* graph whose weights it shall get; NULL: it keeps its own */
     size_t onnx_size;
     int32_t dla_core;             /* for which it was compiled; -1: none */
-    const tessera_tensor *inputs; /* which it must have, without the state */
+    const tessera_tensor *inputs; /* which it must have, without the states */
     size_t input_count;
     const tessera_tensor *outputs;
     size_t output_count;
-    const tessera_tensor *state; /* float32, its input `state` and output `next_state`; NULL: it has no memory */
+    const tessera_tensor *states; /* float32, each its input NAME and its output next_NAME */
+    size_t state_count;
 } tessera_plan;
 
 typedef struct tessera_engine_table {
@@ -47,15 +48,16 @@ typedef struct tessera_engine_table {
     tessera_status (*open)(const tessera_plan *plan, tessera_network **network, char *error);
     void (*close)(tessera_network *network);
     /* The pointers are in the plan's order, to arrays of its shapes. With a state, which any network of this table with
-     * such a state made, the network reads it and leaves the next one in it. */
+     * such states made, the network reads its states from it and leaves the next ones in it. */
     tessera_status (*run)(tessera_network *network, const void *const *inputs, void *const *outputs,
                           tessera_state *state, char *error);
 
     tessera_status (*new_state)(tessera_network *network, tessera_state **state, char *error); /* zeros */
-    void (*free_state)(tessera_state *state);                                 /* before its network is closed */
-    tessera_status (*clear)(tessera_state *state, char *error);               /* zeros */
-    void (*swap)(tessera_state *state);                                       /* after a run: what it was before */
-    tessera_status (*read)(tessera_state *state, float *values, char *error); /* all of it */
+    void (*free_state)(tessera_state *state);                   /* before its network is closed */
+    tessera_status (*clear)(tessera_state *state, char *error); /* zeros */
+    void (*swap)(tessera_state *state);                         /* after a run: what they were before */
+    /* All values of one of the plan's states. */
+    tessera_status (*read)(tessera_state *state, size_t index, float *values, char *error);
 } tessera_engine_table;
 
 TESSERA_API const tessera_engine_table *tessera_engine(void);

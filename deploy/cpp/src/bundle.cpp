@@ -26,6 +26,7 @@ void require_vocabulary(const Manifest &manifest, const fs::path &file) {
     require("routes", manifest.routes);
     require("apart", manifest.apart);
     facts.insert({"lidar", "cameras", "no-lidar", "no-cameras"});
+    for (const auto &[fact, input] : manifest.steering.sensors) facts.insert({fact, "no-" + fact});
     for (const Module &module : manifest.banked) require("banked", module.asks);
 }
 

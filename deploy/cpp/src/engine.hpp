@@ -9,22 +9,22 @@
 
 namespace tessera {
 
-// The state of a network where its engine computes.
+// The states of a network where its engine computes.
 class EngineState {
    public:
     virtual ~EngineState() = default;
-    virtual void swap() = 0;                   // after a run: back to what it was before
-    virtual void clear() = 0;                  // zeros
-    virtual void read(Array &into) const = 0;  // of its shape
+    virtual void swap() = 0;                                 // after a run: back to what they were before
+    virtual void clear() = 0;                                // zeros
+    virtual void read(size_t index, Array &into) const = 0;  // one of `Manifest.states`, of its shape
 };
 
 class Engine {
    public:
     virtual ~Engine() = default;
-    // Runs a frame. `state` stands for the input `state` and the output `next_state`, which replaces it; null for a
-    // network without a memory. The outputs belong to the engine until its next run.
+    // Runs a frame. `state` has the states that it reads, and then the next ones; null for a network without states.
+    // The outputs, which are the others, belong to the engine until its next run.
     virtual const Arrays &run(const Arrays &inputs, EngineState *state) = 0;
-    virtual std::unique_ptr<EngineState> new_state() = 0;  // zeros; null without a memory
+    virtual std::unique_ptr<EngineState> new_state() = 0;  // zeros; null without states
 };
 
 struct EngineOptions {

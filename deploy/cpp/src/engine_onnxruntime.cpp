@@ -25,18 +25,23 @@ Ort::Value view(const Array &array, const Shape &shape) {
     return Ort::Value::CreateTensor(memory, data, bytes, shape.data(), shape.size(), kElements[array.type()]);
 }
 
-// A state in two buffers, of which each run reads one and writes the other.
+// States in two buffers each, of which each run reads one and writes the other.
 class HostState : public EngineState {
    public:
-    explicit HostState(const StateInfo &info) : buffers_{Array::of<float>(info.shape), Array::of<float>(info.shape)} {}
-    void clear() override { latest().clear(); }
-    void read(Array &into) const override { into = buffers_[latest_]; }
-    Array &latest() { return buffers_[latest_]; }
-    Array &next() { return buffers_[1 - latest_]; }
+    explicit HostState(const std::vector<StatePair> &states) {
+        for (std::vector<Array> &buffers : buffers_)
+            for (const StatePair &pair : states) buffers.push_back(Array::of<float>(pair.shape));
+    }
+    void clear() override {
+        for (Array &buffer : buffers_[latest_]) buffer.clear();
+    }
+    void read(size_t index, Array &into) const override { into = latest(index); }
+    const Array &latest(size_t index) const { return buffers_[latest_][index]; }
+    const Array &next(size_t index) const { return buffers_[1 - latest_][index]; }
     void swap() override { latest_ = 1 - latest_; }
 
    private:
-    Array buffers_[2];
+    std::vector<Array> buffers_[2];
     int latest_ = 0;
 };
 
@@ -61,26 +66,23 @@ class OnnxRuntimeEngine : public Engine {
     }
 
     std::unique_ptr<EngineState> new_state() override {
-        return manifest_.state ? std::make_unique<HostState>(*manifest_.state) : nullptr;
+        return manifest_.state ? std::make_unique<HostState>(manifest_.states) : nullptr;
     }
 
     const Arrays &run(const Arrays &inputs, EngineState *state) override {
         const int64_t pillars = count_pillars(inputs);
         auto *host = static_cast<HostState *>(state);
         for (const TensorInfo &info : manifest_.inputs) {
-            if (info.name == kState) continue;
             const Array &array = inputs.find(info.name)->second;
             shape_.assign(array.shape().begin(), array.shape().end());
             if (info.name.rfind("pillar_", 0) == 0) shape_[1] = pillars;  // only those that are there
             binding_.BindInput(info.name.c_str(), view(array, shape_));
         }
-        for (auto &[name, array] : outputs_) {
-            if (name == kNextState) continue;
-            binding_.BindOutput(name.c_str(), view(array, array.shape()));
-        }
-        if (host) {
-            binding_.BindInput(kState, view(host->latest(), host->latest().shape()));
-            binding_.BindOutput(kNextState, view(host->next(), host->next().shape()));
+        for (auto &[name, array] : outputs_) binding_.BindOutput(name.c_str(), view(array, array.shape()));
+        for (size_t i = 0; i < manifest_.states.size(); ++i) {
+            const StatePair &pair = manifest_.states[i];
+            binding_.BindInput(pair.input.c_str(), view(host->latest(i), pair.shape));
+            binding_.BindOutput(pair.output.c_str(), view(host->next(i), pair.shape));
         }
         session_.Run(Ort::RunOptions{nullptr}, binding_);
         if (host) host->swap();

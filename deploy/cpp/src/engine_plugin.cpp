@@ -25,7 +25,7 @@ class PluginState : public EngineState {
     ~PluginState() override { table_.free_state(state); }
     void swap() override { table_.swap(state); }
     void clear() override { call(table_.clear, state); }
-    void read(Array &into) const override { call(table_.read, state, into.data<float>()); }
+    void read(size_t index, Array &into) const override { call(table_.read, state, index, into.data<float>()); }
 
     tessera_state *state = nullptr;
 
@@ -37,21 +37,21 @@ class PluginEngine : public Engine {
    public:
     PluginEngine(const Table &table, const Manifest &manifest, const Plan &plan)
         : table_(table), has_state_(manifest.state) {
-        const auto describe = [](const TensorInfo &info) {
-            const Shape &shape = info.shape;
-            return tessera_tensor{info.name.c_str(), info.type, static_cast<int32_t>(shape.size()), shape.data()};
+        const auto describe = [](const std::string &name, Type type, const Shape &shape) {
+            return tessera_tensor{name.c_str(), type, static_cast<int32_t>(shape.size()), shape.data()};
         };
-        std::vector<tessera_tensor> inputs, outputs, state;
+        std::vector<tessera_tensor> inputs, outputs, states;
         for (const TensorInfo &info : manifest.inputs) {
-            (info.name == kState ? state : inputs).push_back(describe(info));
-            if (info.name != kState) names_.push_back(info.name);
+            inputs.push_back(describe(info.name, info.type, info.shape));
+            names_.push_back(info.name);
         }
         for (const TensorInfo &info : manifest.outputs) {
-            if (info.name == kNextState) continue;
-            outputs.push_back(describe(info));
+            outputs.push_back(describe(info.name, info.type, info.shape));
             Array &array = outputs_.emplace(info.name, Array(info.type, info.shape)).first->second;
             results_.push_back(array.data<std::byte>());
         }
+        for (const StatePair &pair : manifest.states)
+            states.push_back(describe(pair.input, TESSERA_FLOAT32, pair.shape));
         given_.resize(names_.size());
         const std::string path = plan.path.string();
         tessera_plan to{};
@@ -60,7 +60,7 @@ class PluginEngine : public Engine {
         to.dla_core = plan.dla_core;
         to.inputs = inputs.data(), to.input_count = inputs.size();
         to.outputs = outputs.data(), to.output_count = outputs.size();
-        if (!state.empty()) to.state = state.data();
+        to.states = states.data(), to.state_count = states.size();
         call(table.open, &to, &network_);
     }
     ~PluginEngine() override { table_.close(network_); }

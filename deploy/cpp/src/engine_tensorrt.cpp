@@ -140,31 +140,34 @@ class Buffer {
 
 class TensorRtEngine;
 
-// A state in two buffers on the GPU, of which each run reads one and writes the other.
+// States in two buffers each on the GPU, of which each run reads one and writes the other.
 class DeviceState final : public tessera_state {
    public:
-    DeviceState(size_t bytes, const Stream &stream) : stream_(stream), buffers_{{bytes, stream}, {bytes, stream}} {
+    DeviceState(const std::vector<size_t> &sizes, const Stream &stream) : stream_(stream) {
         check(cudaGetDevice(&device), "cudaGetDevice");
+        for (std::vector<Buffer> &buffers : buffers_)
+            for (const size_t bytes : sizes) buffers.emplace_back(bytes, stream);
     }
     ~DeviceState() { cudaSetDevice(device); }  // before its memory is freed
     void clear() {
-        check(cudaMemsetAsync(latest().device(), 0, latest().bytes, stream_.get()), "cudaMemsetAsync");
+        for (const Buffer &buffer : buffers_[latest_])
+            check(cudaMemsetAsync(buffer.device(), 0, buffer.bytes, stream_.get()), "cudaMemsetAsync");
         wait(stream_);
     }
-    void read(float *into) const {
-        latest().download(stream_);
+    void read(size_t index, float *into) const {
+        latest(index).download(stream_);
         wait(stream_);
-        std::memcpy(into, latest().host(), latest().bytes);
+        std::memcpy(into, latest(index).host(), latest(index).bytes);
     }
-    const Buffer &latest() const { return buffers_[latest_]; }
-    const Buffer &next() const { return buffers_[1 - latest_]; }
+    const Buffer &latest(size_t index) const { return buffers_[latest_][index]; }
+    const Buffer &next(size_t index) const { return buffers_[1 - latest_][index]; }
     void swap() { latest_ = 1 - latest_; }
-    // The captured work of an engine that reads the latest buffer; none if it is null, nothing before it was captured.
+    // The captured work of an engine that reads the latest buffers; none if it is null, nothing before it was captured.
     std::optional<Graph> &graph_of(const TensorRtEngine *engine) { return graphs_[{engine, latest_}]; }
 
    private:
     const Stream &stream_;
-    Buffer buffers_[2];
+    std::vector<Buffer> buffers_[2];
     int latest_ = 0;
     std::map<std::pair<const TensorRtEngine *, int>, std::optional<Graph>> graphs_;
 };
@@ -177,8 +180,6 @@ auto is_capturable(Context *context, cudaStream_t stream) -> decltype(context->i
 bool is_capturable(void *, cudaStream_t) {
     return true;
 }
-
-constexpr const char *kState = "state", *kNextState = "next_state";
 
 // Of each Type; there is no float64.
 constexpr nvinfer1::DataType kDataTypes[] = {nvinfer1::DataType::kFLOAT, nvinfer1::DataType(-1),
@@ -205,14 +206,17 @@ class TensorRtEngine final : public tessera_network {
             address(each->name, inputs_.emplace_back(require(*each, each->name, input), stream_));
         for (const auto *each = plan.outputs; each < plan.outputs + plan.output_count; ++each)
             address(each->name, outputs_.emplace_back(require(*each, each->name, output), stream_));
-        if (plan.state) require(*plan.state, kNextState, output);
-        if (plan.state) state_bytes_ = require(*plan.state, kState, input);
-        graph_ = prepare(plan.state ? new_state().get() : nullptr);
+        for (const auto *each = plan.states; each < plan.states + plan.state_count; ++each) {
+            states_.emplace_back(each->name);
+            state_sizes_.push_back(require(*each, each->name, input));
+            require(*each, next(states_.back()).c_str(), output);
+        }
+        graph_ = prepare(plan.state_count ? new_state().get() : nullptr);
     }
 
     ~TensorRtEngine() { cudaSetDevice(device); }  // before all of it is freed
 
-    std::unique_ptr<DeviceState> new_state() const { return std::make_unique<DeviceState>(state_bytes_, stream_); }
+    std::unique_ptr<DeviceState> new_state() const { return std::make_unique<DeviceState>(state_sizes_, stream_); }
 
     void run(const void *const *inputs, void *const *outputs, DeviceState *state) {
         for (const Buffer &buffer : inputs_) std::memcpy(buffer.host(), *inputs++, buffer.bytes);
@@ -250,9 +254,13 @@ class TensorRtEngine final : public tessera_network {
             throw refused(path_, ": ", compiler(), " cannot bind ", name, ": ", log_.errors());
     }
 
+    static std::string next(const std::string &state) { return "next_" + state; }
+
     void bind(const DeviceState &state) {
-        address(kState, state.latest());
-        address(kNextState, state.next());
+        for (size_t i = 0; i < states_.size(); ++i) {
+            address(states_[i], state.latest(i));
+            address(next(states_[i]), state.next(i));
+        }
     }
 
     // Runs once, since TensorRT needs it before a capture, and captures the work; null if it cannot be captured.
@@ -263,7 +271,7 @@ class TensorRtEngine final : public tessera_network {
         return is_capturable(context_.get(), stream_.get()) ? capture() : nullptr;
     }
 
-    // The captured work that reads the latest state; binds the state's buffers where there is none.
+    // The captured work that reads the latest states; binds their buffers where there is none.
     const Graph &graph_of(DeviceState &state) {
         std::optional<Graph> &graph = state.graph_of(this);
         if (!graph || !*graph) bind(state);
@@ -315,8 +323,9 @@ class TensorRtEngine final : public tessera_network {
     std::unique_ptr<nvinfer1::ICudaEngine> engine_;
     std::unique_ptr<nvinfer1::IExecutionContext> context_;
     std::vector<Buffer> inputs_, outputs_;  // in the plan's order
-    size_t state_bytes_ = 0;
-    Graph graph_;  // with a memory, whose graphs its states keep, it only says that the work can be captured
+    std::vector<std::string> states_;
+    std::vector<size_t> state_sizes_;  // bytes
+    Graph graph_;  // with states, which keep graphs of their own, it only says that the work can be captured
 };
 
 }  // namespace
@@ -346,8 +355,8 @@ extern "C" const tessera_engine_table *tessera_engine() {
             return guarded(state->device, error, [&] { static_cast<DeviceState *>(state)->clear(); });
         },
         [](tessera_state *state) { static_cast<DeviceState *>(state)->swap(); },
-        [](tessera_state *state, float *values, char *error) {
-            return guarded(state->device, error, [&] { static_cast<DeviceState *>(state)->read(values); });
+        [](tessera_state *state, size_t index, float *values, char *error) {
+            return guarded(state->device, error, [&] { static_cast<DeviceState *>(state)->read(index, values); });
         }};
     return &table;
 }

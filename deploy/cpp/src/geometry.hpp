@@ -37,6 +37,13 @@ struct Camera {
 // vehicle moves between the LiDAR sweep and the exposure.
 Matrix34 image_from_reference(const Camera &camera, const Matrix4 &global_from_reference);
 
+// Of a kind of sensor that the host knows alone.
+struct Input {
+    std::string_view name;
+    const void *data;
+    size_t bytes;
+};
+
 struct Frame {
     std::string_view scene;
     int64_t timestamp = 0;  // us
@@ -45,6 +52,7 @@ struct Frame {
     const uint8_t *sweep_of_point = nullptr;  // (N); none: all are of the keyframe
     size_t point_count = 0;
     std::vector<Camera> cameras;
+    std::vector<Input> inputs;
 };
 
 }  // namespace tessera

@@ -23,6 +23,11 @@ Arrays padded(const GoldenFrame &frame, const Bundle &bundle) {
     return inputs;
 }
 
+Shape sampled(Shape shape, int64_t step) {
+    for (size_t k = 2; k < shape.size() && shape.size() == 4; ++k) shape[k] = (shape[k] + step - 1) / step;
+    return shape;
+}
+
 const Array &read_tensor(const Arrays &tensors, const std::string &start, const TensorInfo &described,
                          const fs::path &file) {
     const std::string name = start + "." + described.name;
@@ -42,23 +47,21 @@ std::vector<GoldenFrame> read_golden(const Arrays &tensors, const Bundle &bundle
     for (const auto &each : tensors) names.insert(each.first.substr(0, each.first.find('.')));
     if (names.empty()) throw refused(file.string(), ": holds no golden frame; export the bundle again");
     const std::string part = graph == "model.cpu.onnx" ? ".cpu" : ".model";
+    std::vector<TensorInfo> outputs = manifest.outputs;
+    for (const StatePair &pair : manifest.states)
+        outputs.push_back({pair.output, sampled(pair.shape, manifest.golden.at("state_step")), TESSERA_FLOAT32});
     std::vector<GoldenFrame> frames;
     for (const std::string &name : names) {
         GoldenFrame &frame = frames.emplace_back();
         frame.name = name;
-        for (TensorInfo described : manifest.outputs) {
-            const int64_t step = manifest.golden.at("state_step");
-            if (described.name == kNextState)
-                for (size_t k = 2; k < 4; ++k) described.shape.at(k) = (described.shape.at(k) + step - 1) / step;
+        for (const TensorInfo &described : outputs)
             frame.outputs[described.name] = read_tensor(tensors, name + part + ".outputs", described, file);
-        }
         for (const auto &task : manifest.tolerances.at("ranked").items()) {
             const Shape &listed = frame.outputs.at(task.key() + "/scores").shape();
             frame.compared[task.key()] =
                 read_tensor(tensors, name + part + ".compared", {task.key(), listed, TESSERA_BOOL}, file);
         }
         for (TensorInfo described : manifest.inputs) {
-            if (described.name == kState) continue;
             const auto stored = tensors.find(name + ".inputs." + described.name);
             if (described.name.rfind("pillar_", 0) == 0 && stored != tensors.end() &&
                 std::min(described.shape.size(), stored->second.shape().size()) > 1)
@@ -71,13 +74,16 @@ std::vector<GoldenFrame> read_golden(const Arrays &tensors, const Bundle &bundle
 
 void sample(const Array &state, int step, Array &into) {
     const Shape &shape = state.shape();
-    const int64_t rows = (shape.at(2) + step - 1) / step, columns = (shape.at(3) + step - 1) / step;
-    into.resize({shape[0], shape[1], rows, columns});
+    if (shape.size() != 4) {
+        into = state;
+        return;
+    }
+    into.resize(sampled(shape, step));
     float *to = into.data<float>();
     for (int64_t plane = 0; plane < shape[0] * shape[1]; ++plane)
-        for (int64_t row = 0; row < rows; ++row)
-            for (int64_t column = 0; column < columns; ++column)
-                *to++ = state.data<float>()[(plane * shape[2] + row * step) * shape[3] + column * step];
+        for (int64_t row = 0; row < shape[2]; row += step)
+            for (int64_t column = 0; column < shape[3]; column += step)
+                *to++ = state.data<float>()[(plane * shape[2] + row) * shape[3] + column];
 }
 
 }  // namespace tessera

@@ -13,8 +13,8 @@ inline constexpr const char *kGolden = "golden.safetensors";
 
 struct GoldenFrame {
     std::string name;
-    Arrays inputs;    // without `state`, and without padding of pillars, which would be most of them
-    Arrays outputs;   // the next state is sampled
+    Arrays inputs;    // without states, and without padding of pillars, which would be most of them
+    Arrays outputs;   // the next states are sampled
     Arrays compared;  // task -> which detections an engine must find, like its scores
 };
 
@@ -28,14 +28,14 @@ Arrays padded(const GoldenFrame &frame, const Bundle &bundle);
 const Array &read_tensor(const Arrays &tensors, const std::string &start, const TensorInfo &described,
                          const fs::path &file);
 
-// Throws Error (TESSERA_WRONG_ENGINE) unless the outputs that the engine gives, with the next state `sampled`, are
+// Throws Error (TESSERA_WRONG_ENGINE) unless the outputs that the engine gives, with the next states sampled, are
 // those of the frame within the manifest's tolerances.
 void require_golden(const GoldenFrame &frame, const Arrays &outputs, const std::string &engine,
                     const Manifest &manifest);
 
 std::vector<double> numbers(const Array &array);
 
-// Every `golden.state_step`-th row and column of a state (1, C, rows, columns).
+// Every `golden.state_step`-th row and column of a state (1, C, rows, columns); all of another.
 void sample(const Array &state, int step, Array &into);
 
 }  // namespace tessera

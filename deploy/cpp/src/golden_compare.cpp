@@ -257,13 +257,14 @@ std::vector<std::string> differences(const GoldenFrame &frame, const Arrays &act
         compare_detections(frame, actual, each.key(), manifest, problems);
     for (const auto &each : allowed.at("dense").items())
         compare_dense(each.key(), frame.outputs.at(each.key()), actual.at(each.key()), allowed, problems);
-    if (manifest.state) {
-        const Values a = numbers(frame.outputs.at(kNextState)), b = numbers(actual.at(kNextState));
+    for (const StatePair &pair : manifest.states) {
+        const std::string &name = pair.output;
+        const Values a = numbers(frame.outputs.at(name)), b = numbers(actual.at(name));
         double size = 0, off = 0;
         for (size_t i = 0; i < a.size(); ++i) size += a[i] * a[i], off += (b[i] - a[i]) * (b[i] - a[i]);
         const double count = std::max<double>(1, a.size()),
                      apart = std::sqrt(off / count) / std::max(std::sqrt(size / count), 1e-9);
-        if (apart > allowed.at("state")) problems.push_back(text("next_state is off by ", 100 * apart, "%"));
+        if (apart > allowed.at("state")) problems.push_back(text(name, " is off by ", 100 * apart, "%"));
     }
     if (!allowed.contains("labels")) return problems;
     for (const auto &[name, most] : allowed["labels"].items()) {

@@ -2,6 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <type_traits>
+
+#include "error.hpp"
 
 namespace tessera {
 
@@ -17,6 +21,13 @@ T *part(Arrays &inputs, std::string_view name) {
 
 int outside(const Preprocessing &settings) {
     return settings.pillars ? settings.pillars->rows * settings.pillars->columns : 0;
+}
+
+void fill(Array &array, int64_t value) {
+    visit(array, [&](const auto *numbers) {
+        using Number = std::remove_const_t<std::remove_pointer_t<decltype(numbers)>>;
+        std::fill_n(array.data<Number>(), array.size(), static_cast<Number>(value));
+    });
 }
 
 }  // namespace
@@ -39,6 +50,13 @@ Arrays no_sensors(const Manifest &manifest) {
         fill_in<uint8_t>(inputs, "images", {1, cameras, settings.pictures->height, settings.pictures->width, 3});
         fill_in<float>(inputs, "image_from_reference", {1, cameras, 3, 4});
     }
+    for (const TensorInfo &input : manifest.inputs) {
+        const auto scanner = settings.scanners.find(input.name);
+        if (scanner == settings.scanners.end()) continue;
+        Array &array = inputs.insert_or_assign(input.name, Array(input.type, input.shape)).first->second;
+        array.resize(input.shape);
+        fill(array, scanner->second);
+    }
     return inputs;
 }
 
@@ -54,6 +72,15 @@ void Preprocessor::prepare(const Frame &frame, Arrays &inputs) {
         if (settings_.points > 0) fill_points(frame, inputs);
     }
     if (warper_) fill_cameras(frame, inputs);
+    for (const auto &[name, absent] : settings_.scanners) fill(inputs.find(name)->second, absent);
+    for (const Input &given : frame.inputs) {
+        if (settings_.scanners.find(given.name) == settings_.scanners.end())
+            throw bad_input("tessera_input.name: ", given.name, " is no input that a host makes");
+        Array &array = inputs.find(given.name)->second;
+        if (!given.data || given.bytes != array.byte_count())
+            throw bad_input("tessera_input.bytes: ", given.name, " has ", array.byte_count(), ", not ", given.bytes);
+        std::memcpy(array.data<uint8_t>(), given.data, given.bytes);
+    }
 }
 
 // The keyframe's first points in their order.

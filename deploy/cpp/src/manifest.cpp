@@ -12,11 +12,17 @@ namespace {
 // A reader of schema N reads N - 1, too (docs/bundle_format.md).
 constexpr int kOldest = 13, kSchema = 14, kLargest = 1'000'000;
 const std::set<std::string> kKeys = {
-    "precision", "blocks",  "opset",     "tolerances",       "inputs",        "outputs",        "routes",
-    "folded",    "inline",  "banked",    "parameters",       "flops",         "operators",      "state",
-    "name",      "release", "expires",   "structure_sha256", "preprocessing", "schema_version", "taxonomy",
-    "rig",       "grid",    "head_grid", "postprocessing",   "steering",      "lidar",          "camera",
-    "tasks",     "modules", "apart",     "golden",           "origin",        "results",
+    "precision",      "blocks",         "opset",    "tolerances", "inputs",     "outputs",
+    "routes",         "folded",         "inline",   "banked",     "parameters", "flops",
+    "operators",      "state",          "name",     "release",    "expires",    "structure_sha256",
+    "preprocessing",  "schema_version", "taxonomy", "rig",        "grid",       "head_grid",
+    "postprocessing", "steering",       "lidar",    "camera",     "sensors",    "tasks",
+    "modules",        "apart",          "golden",   "origin",     "results",
+};
+// Inputs that this library makes.
+const std::set<std::string> kMade = {
+    "pillar_points", "pillar_counts",        "pillar_cells", "points",      "point_cells",           "images",
+    "conditions",    "image_from_reference", "route",        "state_valid", "current_from_previous", "elapsed",
 };
 
 // Whether a value has this type; nlohmann would make an int of 0.5, and of true.
@@ -69,7 +75,7 @@ class Reader {
     const std::string &file_;
 };
 
-void read_preprocessing(const Reader &read, Preprocessing &into) {
+void read_preprocessing(const Reader &read, const Manifest &manifest, Preprocessing &into) {
     const std::string place = "/preprocessing", pillars = place + "/pillars", pictures = place + "/pictures";
     read(place, "points", into.points, "reference", into.reference);
     if (read.has(place + "/sweeps")) read(place + "/sweeps", "most", into.sweeps, "oldest", into.oldest);
@@ -85,6 +91,14 @@ void read_preprocessing(const Reader &read, Preprocessing &into) {
         Pictures &p = into.pictures.emplace();
         read(pictures, "cameras", p.cameras, "height", p.height, "width", p.width, "steps", p.steps);
     }
+    if (read.has(place + "/scanners"))
+        for (const auto &[name, absent] : read.at(place + "/scanners").items()) {
+            const auto named = [&name = name](const TensorInfo &each) { return each.name == name; };
+            const bool given = std::any_of(manifest.inputs.begin(), manifest.inputs.end(), named) && !kMade.count(name);
+            read.require(given, place + "/scanners/" + name, "is no input that a host makes");
+            read.require(is<int64_t>(absent), place + "/scanners/" + name, "is no integer");
+            into.scanners[name] = absent;
+        }
     Admission &a = into.admission;
     read(place + "/admission", "rigid", a.rigid, "upright", a.upright, "far", a.far, "narrowest", a.narrowest,
          "largest", a.largest, "state_rigid", a.state_rigid);
@@ -101,27 +115,35 @@ void read_tensors(const Reader &read, const std::string &place, std::vector<Tens
     }
 }
 
-// The inputs and the output of a memory must fit to each other.
+// Takes the states out of the network's inputs and outputs, which must fit to each other.
 void read_state(const Reader &read, Manifest &manifest) {
-    const auto find = [](const std::vector<TensorInfo> &tensors, std::string_view name) {
-        const auto found =
-            std::find_if(tensors.begin(), tensors.end(), [&](const TensorInfo &each) { return each.name == name; });
-        return found == tensors.end() ? nullptr : &*found;
+    const auto take = [](std::vector<TensorInfo> &tensors, const std::string &name, const Shape &shape) {
+        const auto found = std::find_if(tensors.begin(), tensors.end(), [&](const TensorInfo &each) {
+            return each.name == name && each.shape == shape && each.type == TESSERA_FLOAT32;
+        });
+        if (found == tensors.end()) return false;
+        tensors.erase(found);
+        return true;
     };
-    const TensorInfo *before = find(manifest.inputs, kState), *after = find(manifest.outputs, kNextState);
-    size_t there = (before != nullptr) + (after != nullptr);
-    for (const char *name : {"current_from_previous", "state_valid", "elapsed"})
-        there += find(manifest.inputs, name) != nullptr;
-    bool fits = there == 0;
+    const auto is_motion = [](const TensorInfo &each) {
+        return each.name == "current_from_previous" || each.name == "state_valid" || each.name == "elapsed";
+    };
+    bool fits = true;
     if (read.has("/state")) {
-        StateInfo &state = manifest.state.emplace();
+        StateLimits &state = manifest.state.emplace();
         read("/state", "seconds", state.seconds, "speed", state.speed, "spacing", state.spacing);
-        std::string input, output, dtype;
-        read("/state/pairs/0", "input", input, "output", output, "shape", state.shape, "dtype", dtype);
-        fits = there == 5 && read.items("/state/pairs").size() == 1 && input == kState && output == kNextState &&
-               dtype == "float32" && before->shape == state.shape && after->shape == state.shape &&
-               before->type == TESSERA_FLOAT32 && after->type == TESSERA_FLOAT32;
+        for (const std::string &place : read.items("/state/pairs")) {
+            StatePair &pair = manifest.states.emplace_back();
+            std::string dtype, warp = "bev";
+            read(place, "input", pair.input, "output", pair.output, "shape", pair.shape, "dtype", dtype);
+            if (read.has(place + "/warp")) read(place, "warp", warp);
+            fits = fits && pair.output == "next_" + pair.input && dtype == "float32" &&
+                   take(manifest.inputs, pair.input, pair.shape) && take(manifest.outputs, pair.output, pair.shape) &&
+                   (warp == "none" || (warp == "bev" && pair.shape.size() == 4));
+        }
     }
+    const auto motion = std::count_if(manifest.inputs.begin(), manifest.inputs.end(), is_motion);
+    fits = fits && motion == (manifest.state ? 3 : 0) && manifest.states.empty() != manifest.state.has_value();
     read.require(fits, "/state", "is not that of the network's inputs and outputs");
 }
 
@@ -197,7 +219,7 @@ Manifest read_fields(const Json &json, const Reader &read) {
     read("", "name", manifest.name);
     read_conditions(read, manifest);
     read_results(read, manifest);
-    read_preprocessing(read, manifest.preprocessing);
+    read_preprocessing(read, manifest, manifest.preprocessing);
     for (const auto &[fact, input] : read.at("/steering/sensors").items())
         manifest.steering.sensors.emplace_back(fact, input.get<std::string>());
     read("/steering", "values", manifest.steering.values);
@@ -230,6 +252,7 @@ void require_sizes(const Manifest &manifest, const Reader &read) {
     };
     for (const auto *side : {&manifest.inputs, &manifest.outputs})
         for (const TensorInfo &each : *side) require(each.name, each.shape);
+    for (const StatePair &each : manifest.states) require(each.input, each.shape);
     const Preprocessing &settings = manifest.preprocessing;
     if (const std::optional<Pillars> &p = settings.pillars) {
         const auto fits = [&p](const std::array<double, 2> &range) {

@@ -60,6 +60,8 @@ struct Preprocessing {
     std::optional<Pillars> pillars;
     int points = 0;  // places for single points of the keyframe
     std::optional<Pictures> pictures;
+    // Input of another sensor -> each of its numbers where that is missing.
+    std::map<std::string, int64_t, std::less<>> scanners;
     Admission admission;
 };
 
@@ -74,10 +76,15 @@ struct Steering {
     std::vector<std::string> values;  // of the input `conditions`, in its order
 };
 
-inline constexpr const char *kState = "state", *kNextState = "next_state";  // input and output of a memory
-
-struct StateInfo {
+// An output that is an input on the next frame of a drive, float32.
+struct StatePair {
+    std::string input, output;
     Shape shape;
+
+    bool operator==(const StatePair &other) const { return input == other.input && shape == other.shape; }
+};
+
+struct StateLimits {
     double seconds, speed;          // beyond which a state is not used
     std::array<double, 2> spacing;  // s from frame to frame in the training
 };
@@ -104,11 +111,12 @@ struct Manifest {
     std::string name;
     std::vector<std::string> condition_values, condition_kinds;  // in the order of the taxonomy; the kind of each value
     int64_t release = 0;
-    std::string expires;  // as in the file; empty: never
-    std::vector<TensorInfo> inputs, outputs;
+    std::string expires;                      // as in the file; empty: never
+    std::vector<TensorInfo> inputs, outputs;  // without the states
     std::vector<std::string> routes, folded, apart;
     std::vector<Module> banked;
-    std::optional<StateInfo> state;
+    std::vector<StatePair> states;
+    std::optional<StateLimits> state;  // none without states
     Preprocessing preprocessing;
     Steering steering;
     std::vector<Output> results;

@@ -23,7 +23,6 @@ void require_inputs(const Bundle &bundle, Arrays given) {
     steer(manifest, {}, given);
     if (manifest.state) state_inputs(nullptr, {}, manifest, given);
     for (const TensorInfo &input : manifest.inputs) {
-        if (input.name == kState) continue;  // in an EngineState
         const auto found = given.find(input.name);
         if (found == given.end() || found->second.type() != input.type || found->second.shape() != input.shape)
             throw refused((bundle.path() / "manifest.json").string(), ": inputs: ", input.name,
@@ -53,10 +52,22 @@ const Arrays &Network::run_golden(const Arrays &inputs) {
     if (*inputs.at("state_valid").data<float>() == 0) golden_state->clear();
     const Manifest &manifest = bundle->manifest();
     for (const auto &[name, array] : engine->run(inputs, golden_state.get())) golden_outputs[name] = array;
-    Array whole(TESSERA_FLOAT32, manifest.state->shape);
-    golden_state->read(whole);
-    sample(whole, manifest.golden["state_step"].get<int>(), golden_outputs[kNextState]);
+    for (size_t i = 0; i < manifest.states.size(); ++i) {
+        Array whole(TESSERA_FLOAT32, manifest.states[i].shape);
+        golden_state->read(i, whole);
+        sample(whole, manifest.golden["state_step"].get<int>(), golden_outputs[manifest.states[i].output]);
+    }
     return golden_outputs;
+}
+
+const Array *Carried::find(std::string_view output) const {
+    for (size_t i = 0; i < read_.size(); ++i) {
+        if (states()[i].output != output) continue;
+        read_[i].resize(states()[i].shape);
+        state_->read(i, read_[i]);
+        return &read_[i];
+    }
+    return nullptr;
 }
 
 const Arrays &Carried::run(Engine &engine, Arrays &inputs, const Moment &moment) {
@@ -99,10 +110,9 @@ Runtime::Runtime(const std::filesystem::path &path, const Trust &trust, const En
                 throw refused((own.path() / "manifest.json").string(), ": ", what,
                               " than that of the bundle's other networks; export the bundle again");
         };
-        if (const std::optional<StateInfo> &state = own.manifest().state) {
-            require(!carried_ || state->shape == next_state_.shape(), "state: has another shape");
+        if (own.manifest().state) {
             if (!carried_) carried_.emplace(network.engine->new_state(), own.manifest());
-            next_state_ = Array(TESSERA_FLOAT32, state->shape);
+            require(own.manifest().states == carried_->states(), "state: has another shape");
         }
         // Cells of another grid may lie outside of the network's.
         require(own.manifest().json.at("preprocessing") == manifest.json.at("preprocessing"),
@@ -162,24 +172,20 @@ void Runtime::list_names() {
     const Manifest &manifest = latest_->bundle->manifest();
     names_.clear();
     for (const auto &[name, array] : results_) names_.push_back(name);
-    for (const TensorInfo &input : manifest.inputs)
-        if (input.name != kState) names_.push_back("inputs/" + input.name);
-    if (manifest.state) names_.push_back(kNextState);
+    for (const TensorInfo &input : manifest.inputs) names_.push_back("inputs/" + input.name);
+    for (const StatePair &pair : manifest.states) names_.push_back(pair.output);
     lasting_ = names_.size();
-    for (const auto &[name, array] : *outputs_)
-        if (name != kNextState) names_.push_back("outputs/" + name);
+    for (const auto &[name, array] : *outputs_) names_.push_back("outputs/" + name);
 }
 
 const Array *Runtime::find(std::string_view name) const {
     if (!latest_) return nullptr;
     const std::string_view in = "inputs/", out = "outputs/";
+    if (latest_->bundle->manifest().state)
+        if (const Array *state = carried_->find(name)) return state;
     const Arrays *arrays = &results_;
     if (name.substr(0, in.size()) == in) arrays = &inputs_, name.remove_prefix(in.size());
     else if (name.substr(0, out.size()) == out) arrays = outputs_, name.remove_prefix(out.size());
-    else if (name == kNextState && latest_->bundle->manifest().state) {
-        carried_->read(next_state_);
-        return &next_state_;
-    }
     if (!arrays) return nullptr;
     const auto found = arrays->find(name);
     return found == arrays->end() ? nullptr : &found->second;

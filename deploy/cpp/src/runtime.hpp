@@ -29,21 +29,28 @@ struct Network {
     const Arrays &run_golden(const Arrays &inputs);
 };
 
-// The state of a network from frame to frame of a drive, with the frame that it is of: the one before, unless that
-// lacked a sensor which an earlier one had (perception/sensors/state.py).
+// The states of a network from frame to frame of a drive, with the frame that they are of: the one before, unless that
+// lacked a sensor which an earlier one had (perception/session.py).
 class Carried {
    public:
     Carried(std::unique_ptr<EngineState> state, const Manifest &manifest)
-        : state_(std::move(state)), manifest_(manifest), seen_(manifest.steering.sensors.size()), sees_(seen_) {}
+        : state_(std::move(state)),
+          manifest_(manifest),
+          read_(manifest.states.size()),
+          seen_(manifest.steering.sensors.size()),
+          sees_(seen_) {}
     const Arrays &run(Engine &engine, Arrays &inputs, const Moment &moment);
     void forget() { known_ = false; }
-    void read(Array &into) const { state_->read(into); }
+    const std::vector<StatePair> &states() const { return manifest_.states; }
+    // What the next frame begins with, until it is asked for again; null if no state has this output.
+    const Array *find(std::string_view output) const;
 
    private:
     std::unique_ptr<EngineState> state_;
     const Manifest &manifest_;
-    std::vector<bool> seen_, sees_;  // which sensors the frame of the state had, and the frame has
-    Moment of_state_, before_;       // of the frame of the state, and of the one before
+    mutable std::vector<Array> read_;  // of `states`, since these stay where the engine computes
+    std::vector<bool> seen_, sees_;    // which sensors the frame of the state had, and the frame has
+    Moment of_state_, before_;         // of the frame of the state, and of the one before
     bool known_ = false;
 };
 
@@ -56,7 +63,7 @@ class Runtime {
     void check();    // the next golden frame of the next network
     void restart();  // begin anew with the next frame
 
-    // TASK/NAME, inputs/NAME, outputs/NAME, next_state; null if there is none. The name of each by index.
+    // TASK/NAME, inputs/NAME, outputs/NAME, next_NAME of a state; null if there is none. The name of each by index.
     const Array *find(std::string_view name) const;
     const char *name(size_t index) const {
         const size_t count = !latest_ ? 0 : outputs_ ? names_.size() : lasting_;
@@ -81,7 +88,6 @@ class Runtime {
     Network *latest_ = nullptr;
     Arrays inputs_, results_;
     const Arrays *outputs_ = nullptr;
-    mutable Array next_state_;  // read when it is asked for, since it stays where the engine computes
     Moment moment_;
     size_t checked_ = 0, next_golden_ = 0;  // the network and its golden frame that are checked next
     std::vector<std::string> names_;

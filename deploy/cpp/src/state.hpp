@@ -1,4 +1,4 @@
-// What goes from frame to frame, and what steers the modules (perception/sensors/state.py, deploy/route.py).
+// What goes from frame to frame, and what steers the modules (perception/session.py, deploy/route.py).
 #pragma once
 
 #include <optional>

@@ -130,6 +130,7 @@ void take_frame(tessera_runtime &own, const tessera_frame &given) {
     if (given.point_count && !given.points) throw tessera::bad_input("tessera_frame.points: is NULL");
     if (given.camera_count && !given.cameras) throw tessera::bad_input("tessera_frame.cameras: is NULL");
     if (given.condition_count && !given.conditions) throw tessera::bad_input("tessera_frame.conditions: is NULL");
+    if (given.input_count && !given.inputs) throw tessera::bad_input("tessera_frame.inputs: is NULL");
     if (given.point_count > INT32_MAX) throw tessera::bad_input("tessera_frame.point_count: is ", given.point_count);
     frame.scene = or_empty(given.scene);
     frame.timestamp = given.timestamp;
@@ -149,6 +150,14 @@ void take_frame(tessera_runtime &own, const tessera_frame &given) {
         std::copy_n(from.intrinsics, 9, to.intrinsics.begin());
         std::copy_n(from.ego_from_camera, 16, to.ego_from_camera.begin());
         std::copy_n(from.global_from_ego, 16, to.global_from_ego.begin());
+    }
+    frame.inputs.resize(given.input_count);
+    next = reinterpret_cast<const std::byte *>(given.inputs);
+    for (tessera::Input &to : frame.inputs) {
+        const tessera_input from =
+            take(reinterpret_cast<const tessera_input *>(next), TESSERA_FIRST(tessera_input, bytes), "tessera_input");
+        next += from.size;
+        to = {or_empty(from.name), from.data, from.bytes};
     }
     const char *const *names = given.conditions;
     own.conditions.clear();

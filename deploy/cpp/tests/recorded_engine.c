@@ -2,7 +2,7 @@
  * needs.
  *
  * A plan is the number of the run behind the last one, as int64, and for each run an int64: 1 and the arrays of the
- * outputs, in order, with the state's as the last; or 0, and the run fails. */
+ * outputs, in order, with the states as the last; or 0, and the run fails. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,11 +15,11 @@ struct tessera_network {
     char *plan;
     const char *runs[MOST]; /* in the plan; NULL: fails */
     size_t run_count, next, repeated;
-    size_t bytes[MOST], output_count, state_bytes;
+    size_t bytes[MOST], output_count, state_offsets[MOST + 1], state_count; /* offsets in bytes */
 };
 
 struct tessera_state {
-    size_t bytes;
+    const tessera_network *network;
     char *values, *before;
 };
 
@@ -38,7 +38,9 @@ static void close_plan(tessera_network *network) {
 static tessera_status open_plan(const tessera_plan *plan, tessera_network **network, char *error) {
     tessera_network *own = *network = calloc(1, sizeof *own);
     own->plan = memcpy(malloc(plan->size), plan->content, plan->size);
-    size_t left = plan->size, run_bytes = own->state_bytes = plan->state ? bytes_of(plan->state) : 0;
+    size_t left = plan->size, run_bytes = 0;
+    for (; own->state_count < plan->state_count && own->state_count < MOST; ++own->state_count)
+        own->state_offsets[own->state_count + 1] = run_bytes += bytes_of(plan->states + own->state_count);
     for (; own->output_count < plan->output_count && own->output_count < MOST; ++own->output_count)
         run_bytes += own->bytes[own->output_count] = bytes_of(plan->outputs + own->output_count);
     for (int64_t number; left >= sizeof number && own->run_count < MOST - 1;) {
@@ -70,16 +72,16 @@ static tessera_status run(tessera_network *network, const void *const *inputs, v
     if (!state) return TESSERA_OK;
     char *values = state->before;
     state->before = state->values;
-    state->values = memcpy(values, at, state->bytes);
+    state->values = memcpy(values, at, network->state_offsets[network->state_count]);
     return TESSERA_OK;
 }
 
 static tessera_status new_state(tessera_network *network, tessera_state **state, char *error) {
     (void)error;
     *state = malloc(sizeof **state);
-    (*state)->bytes = network->state_bytes;
-    (*state)->values = calloc(1, network->state_bytes);
-    (*state)->before = calloc(1, network->state_bytes);
+    (*state)->network = network;
+    (*state)->values = calloc(1, network->state_offsets[network->state_count]);
+    (*state)->before = calloc(1, network->state_offsets[network->state_count]);
     return TESSERA_OK;
 }
 
@@ -91,7 +93,7 @@ static void free_state(tessera_state *state) {
 
 static tessera_status clear(tessera_state *state, char *error) {
     (void)error;
-    memset(state->values, 0, state->bytes);
+    memset(state->values, 0, state->network->state_offsets[state->network->state_count]);
     return TESSERA_OK;
 }
 
@@ -101,9 +103,10 @@ static void swap(tessera_state *state) {
     state->before = values;
 }
 
-static tessera_status read_state(tessera_state *state, float *values, char *error) {
+static tessera_status read_state(tessera_state *state, size_t index, float *values, char *error) {
+    const size_t *offsets = state->network->state_offsets + index;
     (void)error;
-    memcpy(values, state->values, state->bytes);
+    memcpy(values, state->values + offsets[0], offsets[1] - offsets[0]);
     return TESSERA_OK;
 }
 

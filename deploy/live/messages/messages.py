@@ -14,12 +14,8 @@ from deploy.recordings.ros_types import encode, header, make, point_cloud
 from perception.frame import Boxes, Frame, Prediction
 from perception.geometry import move
 from perception.scene.scene import SceneFrame
-from perception.tasks.detection.task import DetectionTask
 from perception.tasks.occupancy.labels import ego_from_reference
-from perception.tasks.occupancy.rays import OCCUPIED
-from perception.tasks.occupancy.result import OccupancyResult
-from perception.tasks.occupancy.task import OccupancyTask
-from perception.tasks.points.task import NONE, ClassifiedPoints, PointsTask
+from perception.tasks.published import Cloud
 
 NAMESPACE, DIAGNOSTICS = "/perception", "/diagnostics"
 
@@ -40,7 +36,7 @@ class Diagnostic(NamedTuple):
 
 
 class Messages:
-    """Makes the messages of frames in order of time; only those of tasks that the network has.
+    """Makes the messages of frames in order of time, of what each of the network's tasks has to publish.
 
     Args:
         frame_id: of the vehicle: x ahead, y left, z up from the ground.
@@ -54,30 +50,28 @@ class Messages:
 
     def detections(self, frame: Frame, prediction: Prediction) -> Iterator[Message]:
         """The detected objects of one frame, as the network saw it, in the vehicle's frame."""
-        task = self._tasks.get(DetectionTask.name)
-        if isinstance(task, DetectionTask):
-            boxes = task.published(prediction.results[DetectionTask.name]).transformed(ego_from_reference(frame))
+        results, detecting = prediction.results, [task for task in self._tasks.values() if task.thresholds is not None]
+        if detecting:
+            found = Boxes.joined(*(task.published(results[task.name]) for task in detecting))
+            boxes = found.transformed(ego_from_reference(frame))
             about = header(frame.timestamp, self._vehicle, frame.nanoseconds)
             yield _message("objects/vision", detections_3d(about, boxes, self._taxonomy))
             yield _message("objects/detected", detected_objects(about, boxes, self._taxonomy))
 
     def scene(self, frame: Frame, seen: SceneFrame) -> Iterator[Message]:
         """Tracks in the global frame; free space, points and voxels in the vehicle's; durations of the stages."""
-        if DetectionTask.name in seen.states:
-            tracks = seen.states[DetectionTask.name]
-            about = header(frame.timestamp, self._global, frame.nanoseconds)
-            objects = tracked_objects(about, tracks.select(tracks.confirmed), seen.scene, self._taxonomy)
-            yield _message("objects/tracked", objects)
+        for name, state in seen.states.items():
+            if (tracks := self._tasks[name].tracks(state)) is not None:
+                about = header(frame.timestamp, self._global, frame.nanoseconds)
+                yield _message("objects/tracked", tracked_objects(about, tracks, seen.scene, self._taxonomy))
         about, ego = header(frame.timestamp, self._vehicle, frame.nanoseconds), ego_from_reference(frame)
         cells = self._space.cells(seen.states, self._followed(frame, seen))
         if cells is not None and self._space.grid is not None:
             yield _message("free_space", occupancy_grid(about, ego, self._space.grid, cells))
-        points: ClassifiedPoints | None = seen.prediction.results.get(PointsTask.name)
-        if points is not None:
-            yield _message("points", classified_cloud(about, ego, *_classified(frame, points)))
-        if OccupancyTask.name in seen.states:
-            voxels = _occupied(seen.states[OccupancyTask.name].fused, len(self._taxonomy.voxel_names))
-            yield _message("occupancy", classified_cloud(about, ego, *voxels))
+        for name, task in self._tasks.items():
+            cloud = task.cloud(frame, seen.prediction.results.get(name), seen.states.get(name))
+            if cloud is not None:
+                yield _message(name, classified_cloud(about, ego, cloud))
         for stage, seconds in {**seen.seconds, "total": sum(seen.seconds.values())}.items():
             duration = make("autoware_internal_debug_msgs/msg/Float64Stamped", stamp=about.stamp, data=1000 * seconds)
             yield _message(f"latency/{stage}_ms", duration)
@@ -116,36 +110,16 @@ def _message(topic: str, content: Any) -> Message:
     return Message(f"{NAMESPACE}/{topic}", content.__msgtype__, encode(content))
 
 
-def _classified(frame: Frame, found: ClassifiedPoints) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The keyframe's points with classes and probabilities; NONE and 0 for points that the network did not take."""
-    points = np.zeros((0, 5), np.float32) if frame.points is None else frame.keyframe_points
-    classes, probabilities = np.full(len(points), NONE, np.uint8), np.zeros(len(points), np.float32)
-    taken = min(len(points), len(found.classes))
-    classes[:taken], probabilities[:taken] = found.classes[:taken], found.probabilities[:taken]
-    return points, classes, probabilities
-
-
-def _occupied(fused: OccupancyResult, free: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The centres of the occupied voxels, their classes, and the probabilities that they are occupied."""
-    index = np.flatnonzero((fused.occupied > OCCUPIED) & (fused.classes < free))
-    grid = fused.grid
-    place = np.stack(np.unravel_index(index, grid.shape)[::-1], axis=1)  # column, row, level
-    centers = np.array([grid.x[0], grid.y[0], grid.z[0]]) + (place + 0.5) * grid.edges
-    return centers, fused.classes.take(index), fused.occupied.take(index)
-
-
 # Aligned, since readers may cast the bytes to a structure.
 _POINT = np.dtype([*((axis, "<f4") for axis in "xyz"), ("probability", "<f4"), ("class_id", "u1")], align=True)
 
 
-def classified_cloud(
-    header: Any, header_from_points: np.ndarray, points: np.ndarray, classes: np.ndarray, probabilities: np.ndarray
-) -> Any:
-    """PointCloud2 with the fields x y z (m), probability, and class_id, of points (N, >=3) m and classes (N,) uint8."""
-    moved = points[:, :3].astype(np.float32)
+def classified_cloud(header: Any, header_from_points: np.ndarray, cloud: Cloud) -> Any:
+    """PointCloud2 with the fields x y z (m), probability, and class_id."""
+    moved = cloud.points[:, :3].astype(np.float32)
     move(moved, header_from_points.astype(np.float32))
-    rows = np.zeros(len(points), _POINT)
+    rows = np.zeros(len(moved), _POINT)
     for axis, name in enumerate("xyz"):
         rows[name] = moved[:, axis]
-    rows["class_id"], rows["probability"] = classes, probabilities
+    rows["class_id"], rows["probability"] = cloud.classes, cloud.probabilities
     return point_cloud(header, rows)

@@ -12,7 +12,7 @@ from deploy.recordings.ros_types import AVAILABILITY, LABELS, make, quaternion, 
 from perception.frame import Boxes
 from perception.geometry import quaternions
 from perception.tasks.detection.submission import MOVING_SPEED
-from perception.tasks.detection.tracker import Tracks
+from perception.tasks.published import Tracks
 from perception.taxonomy import Taxonomy
 
 _AUTOWARE = "autoware_perception_msgs/msg"

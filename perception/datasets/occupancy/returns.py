@@ -77,14 +77,14 @@ def returns_of(frame: Frame, source: Keyframes, sweeps: int) -> Returns:
     return found.select(~(np.linalg.norm(points - origins, axis=1) < _OWN_VEHICLE))
 
 
-class Motion(NamedTuple):
+class BoxMotion(NamedTuple):
     """N boxes that move along straight lines and turn evenly from `start` to `end`; the same objects in both."""
 
     start: Boxes
     end: Boxes
 
 
-def motion_between(before: Boxes, after: Boxes, seconds: float) -> Motion:
+def motion_between(before: Boxes, after: Boxes, seconds: float) -> BoxMotion:
     """The motion of all boxes from one keyframe to the next, in one frame of reference.
 
     An object that only one of them has moves with its velocity there; it stands still if that is unknown. Objects
@@ -95,7 +95,7 @@ def motion_between(before: Boxes, after: Boxes, seconds: float) -> Motion:
     gone = before.select(np.setdiff1d(np.arange(len(before)), at[at >= 0]))
     both, new = after.select(at >= 0), after.select(at < 0)
     start = Boxes.joined(before.select(at[at >= 0]), _shift_boxes(new, -seconds), gone)
-    return Motion(start, Boxes.joined(both, new, _shift_boxes(gone, seconds)))
+    return BoxMotion(start, Boxes.joined(both, new, _shift_boxes(gone, seconds)))
 
 
 def _shift_boxes(boxes: Boxes, seconds: float) -> Boxes:
@@ -104,7 +104,7 @@ def _shift_boxes(boxes: Boxes, seconds: float) -> Boxes:
     return Boxes(**fields)
 
 
-def owners(points: np.ndarray, shares: np.ndarray, motion: Motion, margin: float) -> tuple[np.ndarray, np.ndarray]:
+def owners(points: np.ndarray, shares: np.ndarray, motion: BoxMotion, margin: float) -> tuple[np.ndarray, np.ndarray]:
     """The box that each point is in, and where in it.
 
     Args:
@@ -161,7 +161,7 @@ class Movable:
             )
         return boxes if others is None else Boxes.joined(boxes, others)
 
-    def assign(self, returns: Returns, motion: Motion, seconds: float) -> Assigned:
+    def assign(self, returns: Returns, motion: BoxMotion, seconds: float) -> Assigned:
         """Which returns are of which object.
 
         A return in the box of an object that may move is the object's if its class is one that such objects have.

@@ -15,7 +15,7 @@ from perception.datasets.occupancy.drive import Drive, gather, mark_crossed
 from perception.datasets.occupancy.returns import (
     NONE,
     UNKNOWN,
-    Motion,
+    BoxMotion,
     Movable,
     Returns,
     move_points,
@@ -46,7 +46,7 @@ def annotate(frame: Frame, source: Keyframes, drive: Drive, grid: VoxelGrid) -> 
     movable, from_global = Movable(source), np.linalg.inv(frame.global_from_reference)
     boxes = movable.boxes(frame.token)
     own = returns_of(frame, source, 0)
-    own_classes = movable.assign(own, Motion(boxes, boxes), 1.0).classes
+    own_classes = movable.assign(own, BoxMotion(boxes, boxes), 1.0).classes
     own, boxes = own.transformed(from_global), boxes.transformed(from_global)
     parts = [_static(drive, np.linalg.inv(drive.global_from_ego(frame)), grid), *_objects(drive, boxes)]
     parts.append((own.points, own_classes, np.ones(len(own_classes), np.int64)))
@@ -116,7 +116,7 @@ def voxel_classes(
 def _find_crossed(own: Returns, boxes: Boxes, drive: Drive, global_from_ego: np.ndarray, grid: VoxelGrid) -> np.ndarray:
     """(levels, rows, columns) bool: crossed by a ray of the keyframe, or outside the boxes by any ray of the drive."""
     centers = grid.centers().reshape(-1, 3).astype(np.float64)
-    inside, _ = owners(centers, np.ones(len(centers)), Motion(boxes, boxes), grid.cell / 2)
+    inside, _ = owners(centers, np.ones(len(centers)), BoxMotion(boxes, boxes), grid.cell / 2)
     crossed = drive.crossed.at(move_points(centers, global_from_ego)) & (inside < 0)
     mark_crossed(crossed, grid, own.origins, own.points)
     return crossed.reshape(grid.shape)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perception.errors import InputError
-from perception.modules.aggregation.composition import Block, Fuse, names
 from perception.modules.base import base_parameters
+from perception.modules.composition import Block, Fuse, names
 from perception.modules.computation.computation import Site, outputs
 
 if TYPE_CHECKING:

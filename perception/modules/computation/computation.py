@@ -11,6 +11,10 @@ from torch.nn import functional
 
 from perception.modules.spec import Module
 
+# Of a module on a route: a number for the whole batch; a tensor (B,) with one for each frame; or (B, 1, rows, columns)
+# with one for each cell of the bird's-eye view, which is stretched over the slot's grid.
+Weight = float | Tensor
+
 
 class ChannelNorm(nn.LayerNorm):
     """Layer normalisation over the channels at each cell of (B, C, rows, columns); records of modules have its name."""
@@ -31,9 +35,9 @@ CHANNELWISE = (*LAYERS, ChannelNorm)  # layers whose outputs a module can scale 
 
 
 class Site(NamedTuple):
-    """Tensors that a module reads at its slot."""
+    """What a module reads at its slot."""
 
-    x: Tensor  # input of the layer: (B, I, ...), for a Linear (..., I)
+    x: Any  # what the layer reads: a tensor (B, I, ...), for a Linear (..., I); x[rows] is that of some rows
     y: Tensor  # output of the layer with the modules stacked before: (B, O, ...), for a Linear (..., O)
     layer: Any  # the slot's layer; read only
     z: Tensor | None  # (B, Z) or (1, Z) condition vectors, see `routing/fixed.py`; None: unknown
@@ -97,7 +101,7 @@ class Computation(nn.Module):
         """The delta, with the shape of `site.y`."""
         raise NotImplementedError
 
-    def output(self, x: Tensor, layer: Any, z: Tensor | None) -> Tensor:
+    def output(self, x: Any, layer: Any, z: Tensor | None) -> Tensor:
         """layer(x) + delta: the output of a slot with only this module. Overridden where that is cheaper."""
         y: Tensor = layer(x)
         return y + self(Site(x, y, layer, z))

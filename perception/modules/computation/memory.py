@@ -8,44 +8,40 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perception.errors import InputError
 from perception.grid import BevGrid
-from perception.io.section import Positive, Share, Width
 from perception.modules.computation.computation import Computation, Site
-from perception.modules.spec import SPACING, STATE_INPUTS, Module
-
-Limit = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-SLOT = "memory"  # name of the only slot where a memory can stand, between `fuse` and `trunk`
+from perception.modules.memories import MemoryOptions
 
 
 @dataclass(frozen=True)
-class FusedInput:
-    """What the slot of the memory reads: the map of the frames, and the network's inputs `STATE_INPUTS`, none without
-    memory."""
+class Remembered:
+    """What the slot of the memory reads: the map of the frames, and the state of the frame before, None without one.
+
+    Attributes:
+        past: the inputs `MOTION_INPUTS` of the network.
+    """
 
     map: Tensor
+    state: Tensor | None
     past: Mapping[str, Tensor]
     layer: FusedMap
 
-    @staticmethod
-    def of(fused: Tensor, inputs: Mapping[str, Tensor], layer: FusedMap) -> FusedInput:
-        """The fused map with what the network's inputs tell of the frames before."""
-        return FusedInput(fused, {name: inputs[name] for name in STATE_INPUTS} if "state" in inputs else {}, layer)
-
-    def __getitem__(self, rows: Tensor) -> FusedInput:
-        return FusedInput(self.map[rows], {name: each[rows] for name, each in self.past.items()}, self.layer)
+    def __getitem__(self, rows: Tensor) -> Remembered:
+        state = None if self.state is None else self.state[rows]
+        return Remembered(self.map[rows], state, {name: each[rows] for name, each in self.past.items()}, self.layer)
 
     @cached_property
     def moved(self) -> tuple[Tensor, Tensor]:
         """The state moved to where the vehicle is now, as of `FusedMap.warp`; once for all memories."""
-        return self.layer.warp(self.past["state"], self.past["current_from_previous"])
+        assert self.state is not None
+        return self.layer.warp(self.state, self.past["current_from_previous"])
 
 
 class FusedMap(nn.Module):
@@ -65,24 +61,8 @@ class FusedMap(nn.Module):
         """(C, rows, columns) of the map."""
         return self.out_channels, *self.grid.shape
 
-    def forward(self, x: FusedInput) -> Tensor:
+    def forward(self, x: Remembered) -> Tensor:
         return x.map
-
-    def bound(self, x: FusedInput, y: Tensor) -> Tensor:
-        """What several memories make of the map, no further from it than the moved state is from `reduce` of it.
-
-        Each alone stays within that, but not their sum, which would grow from frame to frame.
-        """
-        if not x.past:
-            return y
-        moved, inside = x.moved
-        most = self.spread((moved - inside * self.reduce(x.map, moved)).abs().to(y.dtype))
-        return torch.minimum(torch.maximum(y, x.map - most), x.map + most)
-
-    def no_state(self, frames: int, stride: int) -> Tensor:
-        """The state (B, C, rows / stride, columns / stride) of frames that have none before."""
-        channels, rows, columns = self.shape
-        return self.centers.new_zeros(frames, channels, rows // stride, columns // stride)
 
     def reduce(self, fused: Tensor, state: Tensor) -> Tensor:
         """A map of the layer on the cells of a state: the largest value of each."""
@@ -142,7 +122,7 @@ class Memory(Computation):
     all cells tell a frame that sees nothing: there the gate opens, before it has learned anything else. `scale` starts
     at zero, so that H is F, as it is where `state_valid` is 0. Where P comes from outside of the old map it is F. |w|
     is below 1, so that a state cannot grow from frame to frame without bound; of several memories w is the sum, limited
-    to [-1, 1] (`FusedMap.bound`). H is the network's next state.
+    to [-1, 1] (`bev/memory.py`). H is the network's next state.
 
     With a `stride` the state has larger cells, and F in the formula is the largest value of the map in each. All cells
     of the map in a large one get the same change c. As max(F_i + c) = max(F_i) + c, the next state, which is the
@@ -157,24 +137,7 @@ class Memory(Computation):
         training: the other options, which do not change what is computed.
     """
 
-    class Options(Module):
-        kind: Literal["memory"] = "memory"
-        slots: tuple[str, ...] = Field(default=(SLOT,), strict=False)
-        hidden: Width = 8  # channels of the gate
-        stride: Positive = 1  # side of a cell of the state, in cells of the fused map
-        frames: Annotated[int, Field(ge=2)] = 4  # of a training clip, at most
-        spacing: tuple[Limit, Limit] = Field(default=SPACING, strict=False)  # s from frame to frame of a clip
-        outages: Share = 0.3  # of the steps whose clips end without the LiDAR or the cameras
-        seconds: Limit = 1.2  # after which a state is not used
-        speed: Limit = 70.0  # m/s of the vehicle, above which a pose is taken as wrong
-
-        @field_validator("spacing")
-        @classmethod
-        def _in_order(cls, spacing: tuple[float, float]) -> tuple[float, float]:
-            if spacing[0] > spacing[1]:
-                raise ValueError(f"the least time, {spacing[0]:g} s, is above the largest, {spacing[1]:g} s")
-            return spacing
-
+    Options = MemoryOptions
     layers = (FusedMap,)
     affine = False
 
@@ -193,9 +156,9 @@ class Memory(Computation):
         self.to(layer.centers)
 
     def forward(self, site: Site) -> Tensor:
-        fused: Any = site.x
-        past: Mapping[str, Tensor] = fused.past
-        if not past:
+        fused: Remembered = site.x
+        past = fused.past
+        if fused.state is None:
             return torch.zeros_like(site.y)
         moved, inside = fused.moved
         now = site.layer.reduce(site.y, moved)
@@ -209,8 +172,8 @@ class Memory(Computation):
         return spread
 
     def output(self, x: Any, layer: Any, z: Tensor | None) -> Tensor:
-        """Without a state the map itself, without an addition; x is a `FusedInput`."""
-        fused: Tensor = super().output(x, layer, z) if x.past else x.map
+        """Without a state the map itself, without an addition; x is `Remembered`."""
+        fused: Tensor = x.map if x.state is None else super().output(x, layer, z)
         return fused
 
     def multiply_adds(self, layer: Any) -> int:

@@ -21,6 +21,7 @@ from perception.modules.computation.computation import (
     Affine,
     Computation,
     Site,
+    Weight,
     apply_weight,
     groups_of,
     inputs,
@@ -28,7 +29,6 @@ from perception.modules.computation.computation import (
     pointwise,
     resized,
 )
-from perception.modules.route import Weight
 from perception.modules.spec import Module
 
 

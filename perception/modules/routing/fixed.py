@@ -11,9 +11,9 @@ from torch import Tensor
 from perception.frame import Conditions
 from perception.io.distributed import gather, local_part
 from perception.modules.bank import Bank
-from perception.modules.route import Route, Routes, Weight
-from perception.modules.spec import computation_classes
-from perception.taxonomy import SENSORS
+from perception.modules.computation.computation import Weight
+from perception.modules.route import Route, Routes
+from perception.modules.spec import COMPUTATIONS
 
 Facts = frozenset[str]  # conditions, sensors and tasks
 
@@ -75,9 +75,8 @@ def settle_routes(bank: Bank, tasks: Collection[str], conditions: Conditions, mi
     Only the `when` of modules counts, because the branch of a missing sensor returns zeros anyway.
     """
     requirements = {name: frozenset(module.when) for name, module in bank.modules.items()}
-    return _routes(
-        bank, tasks, requirements, [conditions], {name: torch.tensor([name not in missing]) for name in SENSORS}
-    )
+    sensors = {name: torch.tensor([name not in missing]) for name in bank.sensors}
+    return _routes(bank, tasks, requirements, [conditions], sensors)
 
 
 def make_shared_routes(
@@ -87,7 +86,7 @@ def make_shared_routes(
 
     So all processes run the same parts of the network equally often, which synchronised normalisations need.
     """
-    sensors = present(inputs)
+    sensors = present(bank, inputs)
     every = _gather_conditions(conditions, bank.conditions, next(iter(sensors.values())).device)
     parts: dict[int, Tensor] = {}  # by whole tensor; routes with the same weights keep the same object
 
@@ -127,7 +126,7 @@ def _routes(
     z = condition_vectors(conditions, bank.condition_values) if _reads_conditions(bank) else None
     if bank.active is not None:
         return [(replace(bank.active, z=z), tuple(tasks))]
-    if not required & {*SENSORS, *(f"no-{s}" for s in SENSORS)}:
+    if not required & {*bank.sensors, *(f"no-{name}" for name in bank.sensors)}:
         sensors = {}  # reading them would specialise an exported graph to its example input
     routes: Routes = []
     shared: dict[tuple[bool, ...], Weight] = {}
@@ -139,7 +138,7 @@ def _routes(
 
 def _reads_conditions(bank: Bank) -> bool:
     kinds = {part.kind for module in bank.modules.values() for part in module.single()}
-    return any(computation_classes()[kind].conditional for kind in kinds)
+    return any(COMPUTATIONS[kind].conditional for kind in kinds)
 
 
 def fixed_weights(
@@ -156,14 +155,9 @@ def fixed_weights(
     return weights
 
 
-def present(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def present(bank: Bank, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Sensor of the model -> (B,) bool whether each frame has it; a missing one has zeros as inputs."""
-    found = {}
-    if "pillar_counts" in inputs:
-        found["lidar"] = (inputs["pillar_counts"] > 0).any(dim=1)
-    if "image_from_reference" in inputs:
-        found["cameras"] = (inputs["image_from_reference"] != 0).flatten(1).any(dim=1)
-    return found
+    return {fact: (inputs[name] != 0).flatten(1).any(dim=1) for fact, name in bank.sensors.items() if name in inputs}
 
 
 def facts(conditions: Sequence[Conditions], sensors: Mapping[str, Tensor], task: str | None) -> list[Facts]:
@@ -171,10 +165,9 @@ def facts(conditions: Sequence[Conditions], sensors: Mapping[str, Tensor], task:
     nor not."""
     size = len(conditions) or max((len(there) for there in sensors.values()), default=1)
     known = [set(c.known()) for c in conditions] or [set() for _ in range(size)]
-    for name in SENSORS:
-        if name in sensors:
-            for frame, there in zip(known, sensors[name].tolist(), strict=True):
-                frame.add(name if there else f"no-{name}")
+    for name, present_in in sensors.items():
+        for frame, there in zip(known, present_in.tolist(), strict=True):
+            frame.add(name if there else f"no-{name}")
     return [frozenset(frame | ({task} if task else set())) for frame in known]
 
 
@@ -185,15 +178,18 @@ def condition_vectors(conditions: Sequence[Conditions], values: Sequence[str]) -
 
 
 def meets_requirements(required: Facts, sensors: Mapping[str, Tensor], excluded: Collection[str]) -> Tensor:
-    """(B,) bool: frames that have the sensors and tasks that a module requires, by tensor operations only."""
+    """(B,) bool: frames that have the sensors that a module requires, by tensor operations only.
+
+    Args:
+        excluded: facts about other sensors and tasks, which no frame has.
+    """
     holds = torch.ones_like(next(iter(sensors.values())))
     for name, there in sensors.items():
         if name in required:
             holds = holds & there
         if f"no-{name}" in required:
             holds = holds & ~there
-    unknown = {fact for name in SENSORS if name not in sensors for fact in (name, f"no-{name}")}
-    return holds & (not required & (unknown | set(excluded)))
+    return holds & required.isdisjoint(excluded)
 
 
 def required_kinds(requirements: Iterable[Facts], conditions: Mapping[str, Sequence[str]]) -> list[str]:

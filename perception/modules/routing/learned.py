@@ -21,7 +21,8 @@ from perception.frame import Conditions
 from perception.io import distributed
 from perception.io.distributed import draw_locally, mean, processes
 from perception.modules.bank import Bank
-from perception.modules.route import Route, Weight
+from perception.modules.computation.computation import Weight
+from perception.modules.route import Route
 from perception.modules.routing.fixed import meets_requirements, required_kinds
 from perception.modules.routing.pooling import HIDDEN, CellFeatures, PooledFeatures
 from perception.modules.spec import LearnedRouting
@@ -179,7 +180,8 @@ class LearnedRouter(nn.Module):
     def _find_allowed(self, sensors: Mapping[str, Tensor], tasks: Sequence[str]) -> Tensor:
         """(B, N) bool: the options whose sensors and task are available."""
         required = [frozenset[str](), *(self.bank.requirements(name) for name in self.names)]
-        excluded = set(self.bank.tasks) - set(tasks)
+        unknown = {fact for name in self.bank.sensors if name not in sensors for fact in (name, f"no-{name}")}
+        excluded = unknown | (set(self.bank.tasks) - set(tasks))
         return torch.stack([meets_requirements(facts, sensors, excluded) for facts in required], dim=1)
 
     def _target(self, route: Route, present: Tensor, conditions: Sequence[Conditions]) -> Tensor:

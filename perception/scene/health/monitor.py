@@ -14,7 +14,7 @@ from typing import get_args
 
 import numpy as np
 
-from perception.frame import Camera, Frame
+from perception.frame import Camera, Frame, Scan
 from perception.rig import CameraLimits, LidarLimits, Sensors
 from perception.scene.health.features import (
     SLOPE_TEXTURE,
@@ -58,6 +58,8 @@ _WORST_FIRST = get_args(Status)[1:]
 _INTERMITTENT = _WORST_FIRST[5:]  # not visible in every frame
 _HELD = 1.0  # s that an intermittent finding is kept after the last frame that showed it
 
+LATE = 0.15  # s between a scan and the frame, as for other sensors
+
 
 @dataclass
 class _Finding:
@@ -94,6 +96,8 @@ class HealthMonitor:
             else:
                 readings = iter([("missing", math.inf, found.get(name, "no picture"))])
             faults[name] = _faults(readings)
+        for name in self.sensors.scanners:
+            faults[name] = _faults(_scan_readings(frame.scans.get(name), frame.timestamp, found.get(name, "no scan")))
         reasons = [f"{name}: {why}" for name, why in found.items() if name in Frame.__dataclass_fields__]
         names = self.sensors.names
         if reasons or VEHICLE in self._findings:
@@ -143,6 +147,14 @@ class HealthMonitor:
         )
         yield "noisy", features.noise / limits.noisy, f"noise of {features.noise:.0f} grey levels"
         yield "blurred", load_below(features.texture - SLOPE_TEXTURE, limits.smooth), "no fine texture"
+
+
+def _scan_readings(scan: Scan | None, now: int, lost: str) -> Readings:
+    if scan is None:
+        yield "missing", math.inf, lost
+        return
+    late = 1e-6 * abs(now - scan.timestamp)
+    yield "late", late / LATE, f"measured {late:.2f} s {'before' if scan.timestamp < now else 'after'} the frame"
 
 
 def _faults(readings: Readings) -> dict[Status, str]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perception.grid import BevGrid
-from perception.parts import CameraBranch
+from perception.sensors.camera.config import CameraBranch
 
 
 class Lift(nn.Module):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from perception.parts import Depth, Image
+from perception.sensors.camera.config import Depth, Image
 
 STEPS = 256  # of a pixel, to which places between pixels are rounded
 

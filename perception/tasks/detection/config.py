@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Annotated, Any, Literal, NamedTuple
 
-import numpy as np
 from pydantic import Field, model_validator
 
-from perception.frame import Boxes
 from perception.io.section import Positive, Section, Share, Weight
-from perception.tasks.drawing import COUNTED_SCORE
+from perception.tasks.published import ScoreThresholds
 from perception.tasks.task import TaskConfig
 from perception.taxonomy import Taxonomy
 
@@ -88,40 +85,6 @@ class IouScore(Section):
 
     beta: Share = 0.5  # exponent of the IoU; that of the heatmap is 1 - beta
     threshold: Share = 0.1  # boxes whose heatmap is not above this have the score zero
-
-
-class ScoreThresholds(Section):
-    """Lowest scores of detections that are published and that confirm tracks; the names are Autoware's."""
-
-    default: Share = COUNTED_SCORE  # of the classes without an entry
-    # m from the reference in the ground plane; the last range has no end, so that N bounds make N ranges.
-    upper_bounds: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(), strict=False)
-    # Class -> a threshold for each range.
-    thresholds: dict[str, Annotated[tuple[Share, ...], Field(strict=False)]] = Field(default={})
-
-    @model_validator(mode="after")
-    def _require_ranges(self) -> ScoreThresholds:
-        ranges = max(1, len(self.upper_bounds))
-        if any(near >= far for near, far in pairwise(self.upper_bounds)):
-            raise ValueError("upper_bounds must ascend")
-        if wrong := [name for name, values in self.thresholds.items() if len(values) != ranges]:
-            raise ValueError(f"thresholds.{wrong[0]} must have a threshold for each of the ranges, {ranges}")
-        return self
-
-    def require_classes(self, taxonomy: Taxonomy) -> None:
-        if unknown := sorted(self.thresholds.keys() - set(taxonomy.class_names)):
-            raise ValueError(f"score_thresholds: {unknown[0]!r} is not among the classes")
-
-    def table(self, taxonomy: Taxonomy) -> np.ndarray:
-        """(ranges, classes) thresholds."""
-        default = (self.default,) * max(1, len(self.upper_bounds))
-        return np.array([self.thresholds.get(name, default) for name in taxonomy.class_names]).T
-
-    def reached(self, boxes: Boxes, place: np.ndarray, taxonomy: Taxonomy) -> np.ndarray:
-        """(N,) bool: which boxes have the score of their class, at their distance from a place (2,) m."""
-        distances = np.hypot(*(boxes.centers[:, :2] - place).T)
-        ranges = np.searchsorted(self.upper_bounds[:-1], distances, side="right")
-        return boxes.scores >= self.table(taxonomy)[ranges, boxes.labels]
 
 
 class DetectionHead(TaskConfig):

@@ -34,7 +34,7 @@ from perception.tasks.detection.submission import (
     global_boxes,
     read_samples,
 )
-from perception.tasks.detection.tracker import Tracks
+from perception.tasks.published import Tracks
 from perception.taxonomy import Taxonomy
 
 if TYPE_CHECKING:

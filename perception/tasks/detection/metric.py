@@ -27,11 +27,11 @@ from perception.tasks.metric import (
     Outline,
     Recorded,
     ReplayedFrames,
-    Sample,
     Score,
     Subject,
     Unmeasured,
     Weights,
+    WorstFrame,
 )
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ class DetectionMetric(Metric[Boxes]):
             for distance, precision in zip(THRESHOLDS, own, strict=True)
         ]
 
-    def find_worst(self, counts: Sequence[Counts], most: int) -> list[Sample]:
+    def find_worst(self, counts: Sequence[Counts], most: int) -> list[WorstFrame]:
         """Frames with the most mistakes, missed annotations and extra detections from COUNTED_SCORE on; then by F1."""
         truth, detections, _ = self._match_whole(counts)
         detections = detections.select(detections.scores >= COUNTED_SCORE)
@@ -226,7 +226,9 @@ class DetectionMetric(Metric[Boxes]):
                 for kind, label, corners in _footprints(boxes, kinds, i, counts[i]["pose"])
             ]
             numbers = {"mistakes": mistakes[i], "missed": missed[i], "extra": extra[i], "found": found[i]}
-            samples.append(Sample(i, {**{name: int(n) for name, n in numbers.items()}, "F1": float(f1[i])}, outlines))
+            samples.append(
+                WorstFrame(i, {**{name: int(n) for name, n in numbers.items()}, "F1": float(f1[i])}, outlines)
+            )
         return samples
 
     def tables(self, scores: Mapping[str, Any]) -> list[Table]:

@@ -13,14 +13,15 @@ import numpy as np
 from perception.frame import Arrays, Boxes, Frame
 from perception.grid import BevGrid
 from perception.tasks.detection.columns import BoxColumns, match
-from perception.tasks.detection.config import DetectionHead, ScoreThresholds
+from perception.tasks.detection.config import DetectionHead
 from perception.tasks.detection.devkit import RESULTS, SUBMISSION, TRACKS, ResultFiles
 from perception.tasks.detection.metric import WITHIN, DetectionMetric
 from perception.tasks.detection.nms import non_maximum_suppression
 from perception.tasks.detection.submission import SubmissionWriter
-from perception.tasks.detection.tracker import Tracker, Tracks
+from perception.tasks.detection.tracker import Tracker
 from perception.tasks.drawing import COUNTED_SCORE, LOWEST_SCORE, BoxLayer
 from perception.tasks.outputs import Output
+from perception.tasks.published import ScoreThresholds, Tracks
 from perception.tasks.task import Memory, Task
 from perception.taxonomy import Taxonomy
 
@@ -116,14 +117,20 @@ class DetectionTask(Task[Boxes]):
         return self.config.anchors is None or self.config.anchors.velocity
 
     def memory(self) -> TrackMemory:
-        return TrackMemory(self.taxonomy, self.config.score_thresholds)
+        return TrackMemory(self.taxonomy, self.thresholds)
+
+    @property
+    def thresholds(self) -> ScoreThresholds:
+        return self.config.score_thresholds
 
     def published(self, result: Boxes) -> Boxes:
-        """The detections with the scores of `score_thresholds`."""
-        return result.select(self.config.score_thresholds.reached(result, np.zeros(2), self.taxonomy))
+        return result.select(self.thresholds.reached(result, np.zeros(2), self.taxonomy))
+
+    def tracks(self, state: Tracks) -> Tracks:
+        return state.select(state.confirmed)
 
     def objects(self, state: Tracks) -> Boxes:
-        return state.boxes.select(state.confirmed)
+        return self.tracks(state).boxes
 
     def draw(self, frame: Frame, result: Boxes, state: Tracks | None) -> Iterator[BoxLayer]:
         """Detections (best score first), tracks, and annotations with LiDAR or RADAR points."""

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 
 import numpy as np
 
 from perception.frame import Boxes
 from perception.geometry import unit_headings
 from perception.tasks.association import associate_in_stages
-from perception.tasks.detection.config import ScoreThresholds
 from perception.tasks.detection.motion import Motion, Noise, is_known
 from perception.tasks.detection.traffic import drop_doubles, expected_velocity, gains, select_strongest
+from perception.tasks.published import ScoreThresholds, Tracks
 from perception.taxonomy import RosClass, Taxonomy
 
 # Multi-object tracking: detections of single frames become tracks with persistent ids. numpy and scipy only.
@@ -88,22 +88,6 @@ _TRACK = np.dtype(
         ("height_variances", np.float64),
     ]
 )
-
-
-@dataclass(frozen=True)
-class Tracks:
-    """N tracks at one time, in order of their ids."""
-
-    ids: np.ndarray  # (N,) int, unique, from 1 on
-    boxes: Boxes  # upright, in the global frame; `scores` are those of the tracks
-    age: np.ndarray  # (N,) s since the first detection
-    unseen: np.ndarray  # (N,) s since the latest detection; 0 if detected in this frame
-    confirmed: np.ndarray  # (N,) bool
-    variances: np.ndarray  # (N, 3) m^2, m^2, m^2/s^2: of the position along the ground, of the height, of the velocity
-
-    def select(self, index: np.ndarray) -> Tracks:
-        rows = {each.name: getattr(self, each.name)[index] for each in fields(self) if each.name != "boxes"}
-        return Tracks(boxes=self.boxes.select(index), **rows)
 
 
 class Tracker:

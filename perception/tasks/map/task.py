@@ -18,6 +18,7 @@ from perception.tasks.drawing import RasterLayer
 from perception.tasks.map.memory import MapMemory
 from perception.tasks.metric import RING, Counts, GateMetric, Recorded, RingMetric, Score, Subject, Unmeasured, Weights
 from perception.tasks.outputs import Area, Output
+from perception.tasks.published import FREE, TAKEN, UNKNOWN
 from perception.tasks.task import Task, TaskConfig
 from perception.taxonomy import Taxonomy
 
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 # float32, as the probabilities are: in float64, 0.35 would not reach 0.35.
 THRESHOLDS = np.array([0.35, 0.40, 0.45, 0.50, 0.55, 0.60, 0.65], np.float32)
+
+DRIVABLE = "drivable_area"  # layer
+_PRIOR = 1e-5  # largest rounding of a probability where nothing was observed
 
 
 def ious(counts: np.ndarray) -> np.ndarray:
@@ -217,6 +221,16 @@ class MapTask(Task[np.ndarray]):
 
     def memory(self) -> MapMemory:
         return MapMemory(self.grid, [layer.share for layer in self.taxonomy.map_layers])
+
+    @property
+    def ground(self) -> BevGrid | None:
+        return self.grid if DRIVABLE in self.taxonomy.map_names else None
+
+    def cells(self, state: np.ndarray, grid: BevGrid) -> np.ndarray:
+        index = self.taxonomy.map_names.index(DRIVABLE)
+        cells = np.where(predict_cells(state[index]), FREE, TAKEN)
+        cells[np.abs(state[index] - self.taxonomy.map_layers[index].share) < _PRIOR] = UNKNOWN
+        return cells
 
     def draw(self, frame: Frame, result: np.ndarray, state: np.ndarray | None) -> list[RasterLayer]:
         return [] if state is None else [RasterLayer("map", state, self.grid, self.taxonomy.map_colours())]

@@ -23,9 +23,9 @@ from perception.tasks.metric import (
     GroupSums,
     Metric,
     ReplayedFrames,
-    Sample,
     Score,
     Weights,
+    WorstFrame,
     lowest_ious,
     mean_known,
     rings,
@@ -243,7 +243,7 @@ class OccupancyMetric(Metric[OccupancyResult]):
         axes = "false alarms per 100 m", "recall"
         return [Curve("unknown obstacles: recall by false alarms", "obstacles", axes, x, y)]
 
-    def find_worst(self, counts: Sequence[Counts], most: int) -> list[Sample]:
+    def find_worst(self, counts: Sequence[Counts], most: int) -> list[WorstFrame]:
         """The frames with the lowest `occupancy_mIoU`."""
         seen = MASKS.index("cameras")
         found = (_of(each["voxels"], lambda own: ious(parts(own[seen].sum(axis=0)))) for each in counts)

@@ -15,6 +15,7 @@ from perception.frame import Arrays, Boxes, Frame
 from perception.grid import BevGrid, Occupancy, VoxelGrid, occupancy_classes
 from perception.tasks.drawing import COUNTED_SCORE, Layer, VoxelLayer
 from perception.tasks.occupancy.config import OccupancyHead
+from perception.tasks.occupancy.ground import cells_of_voxels
 from perception.tasks.occupancy.labels import UNKNOWN, ego_from_reference, hide_unobserved, resample
 from perception.tasks.occupancy.memory import FusedOccupancy
 from perception.tasks.occupancy.metric import OccupancyMetric
@@ -30,6 +31,7 @@ from perception.tasks.occupancy.obstacles import (
 from perception.tasks.occupancy.rays import OCCUPIED, body_levels
 from perception.tasks.occupancy.result import LEVELS, OccupancyResult
 from perception.tasks.outputs import Area, Output
+from perception.tasks.published import Cloud
 from perception.tasks.task import Task
 from perception.taxonomy import Taxonomy
 
@@ -182,6 +184,25 @@ class OccupancyTask(Task[OccupancyResult]):
 
     def writer(self, folder: Path, sensors: Sequence[str]) -> AbstractContextManager[ObstacleWriter]:
         return ObstacleWriter.open(folder, self.taxonomy)
+
+    def cloud(self, frame: Frame, result: OccupancyResult | None, state: OccupiedSpace | None) -> Cloud | None:
+        """The centres of the fused voxels that are occupied, and the probabilities that they are."""
+        if state is None:
+            return None
+        fused, grid = state.fused, self.voxels
+        index = np.flatnonzero((fused.occupied > OCCUPIED) & (fused.classes < len(self.classes) - 1))
+        place = np.stack(np.unravel_index(index, grid.shape)[::-1], axis=1)  # column, row, level
+        centers = np.array([grid.x[0], grid.y[0], grid.z[0]]) + (place + 0.5) * grid.edges
+        return Cloud(centers, fused.classes.take(index), fused.occupied.take(index))
+
+    @property
+    def ground(self) -> BevGrid:
+        voxels = self.voxels
+        return BevGrid(voxels.x, voxels.y, voxels.z, voxels.cell, voxels.reference)
+
+    def cells(self, state: OccupiedSpace, grid: BevGrid) -> np.ndarray:
+        solid = np.array([name not in self.config.flat for name in self.classes[:-1]] + [False])
+        return cells_of_voxels(state.fused, body_levels(self.voxels, self.config.body), solid, grid)
 
     def draw(self, frame: Frame, result: OccupancyResult, state: OccupiedSpace | None) -> list[Layer]:
         """The fused voxels that are occupied, and the unknown obstacles."""

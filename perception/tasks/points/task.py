@@ -28,6 +28,7 @@ from perception.tasks.metric import (
     mean_known,
 )
 from perception.tasks.outputs import Output
+from perception.tasks.published import Cloud
 from perception.tasks.task import Task, TaskConfig
 from perception.taxonomy import PointClass, Taxonomy, load_taxonomy
 
@@ -281,6 +282,16 @@ class PointsTask(Task[ClassifiedPoints]):
 
     def from_arrays(self, arrays: Arrays) -> ClassifiedPoints:
         return ClassifiedPoints(**arrays)
+
+    def cloud(self, frame: Frame, result: ClassifiedPoints | None, state: Any) -> Cloud | None:
+        """The keyframe's points; NONE and 0 for points that the network did not take."""
+        if result is None:
+            return None
+        points = np.zeros((0, 5), np.float32) if frame.points is None else frame.keyframe_points
+        classes, probabilities = np.full(len(points), NONE, np.uint8), np.zeros(len(points), np.float32)
+        taken = min(len(points), len(result.classes))
+        classes[:taken], probabilities[:taken] = result.classes[:taken], result.probabilities[:taken]
+        return Cloud(points, classes, probabilities)
 
     def draw(self, frame: Frame, result: ClassifiedPoints, state: Any) -> list[PointLayer]:
         """The points that have a class."""

@@ -18,7 +18,7 @@ from shapely import Polygon, STRtree, points
 from vocabulary import CONDITIONS, MAP_CLASSES, NUSCENES, PRIOR, RIG, SENSORS
 
 from deploy.golden import synthetic_frame
-from deploy.live.messages.free_space import FREE, TAKEN, UNKNOWN, FreeSpace, occupancy_grid
+from deploy.live.messages.free_space import FreeSpace, occupancy_grid
 from deploy.live.messages.messages import Diagnostic, Message, Messages
 from deploy.live.policy import Policy
 from deploy.manifest import Manifest
@@ -28,10 +28,11 @@ from perception.grid import BevGrid, VoxelGrid
 from perception.predict import TorchPredictor
 from perception.scene.scene import Scene
 from perception.tasks import TASKS, parse_tasks, tasks_of
-from perception.tasks.detection.tracker import Tracker, Tracks
+from perception.tasks.detection.tracker import Tracker
 from perception.tasks.occupancy.result import OccupancyResult
 from perception.tasks.occupancy.task import OccupiedSpace
 from perception.tasks.points.task import NONE
+from perception.tasks.published import FREE, TAKEN, UNKNOWN, Tracks
 from perception.taxonomy import ObjectClass, RosClass, load_taxonomy
 
 CAR, BARRIER, CONE = (NUSCENES.label(name) for name in ("car", "barrier", "traffic_cone"))
@@ -95,19 +96,19 @@ def test_detections_are_published_from_the_scores_of_the_policy_on() -> None:
     rows = [[label, x, 0, 0, 2, 4, 1.6, 0, 0, 0, 0.25] for label in (CAR, CONE) for x in (10, 40)]
     scores = {"upper_bounds": [30.0, 60.0], "thresholds": {"car": [0.5, 0.2]}, "default": 0.3}
     policy = Policy.model_validate({"score_thresholds": scores})
-    for expected in (0, 1):
+    adjusted = policy.adjust(manifest)
+    for driven, expected in ((manifest, 0), (adjusted, 1), (manifest, 0)):
         prediction = Prediction({"detection": boxes_of(*rows)})
-        _, detected = Messages(manifest).detections(frame_at(np.eye(4), np.eye(4)), prediction)
+        _, detected = Messages(driven).detections(frame_at(np.eye(4), np.eye(4)), prediction)
         assert len(read(detected).objects) == expected
-        policy.set_score_thresholds(manifest.heads)  # instead of the bundle's
-    memory, frame = manifest.heads["detection"].memory(), frame_at(np.eye(4), np.eye(4))
+    memory, frame = adjusted.heads["detection"].memory(), frame_at(np.eye(4), np.eye(4))
     memory.update(frame, boxes_of(*rows))
     assert memory.update(frame, boxes_of(*rows)).confirmed.sum() == 1
     unknown = Policy.model_validate({"score_thresholds": {"thresholds": {"tram": [0.5]}}})
     with one_line_error(at="--policy: score_thresholds", says="'tram'"):
-        unknown.set_score_thresholds(manifest.heads)
+        unknown.adjust(manifest)
     with one_line_error(at="--policy: score_thresholds", says="no objects"):
-        policy.set_score_thresholds({})
+        policy.adjust(manifest_of("map"))
 
 
 @cache

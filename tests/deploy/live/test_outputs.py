@@ -392,8 +392,9 @@ def test_nothing_is_drawn_for_nobody(steps: list[Any]) -> None:
     view.close()
     assert view._failure is None
     view = View(0, bundle().manifest)
-    view.add(frame.without({"CAM_FRONT"}, bundle().manifest.rig.sensors.lidars), seen)
-    wait_until(lambda: "/cam_back/annotations" in view._channels and view._waiting.empty())
+    for _ in range(2):  # the second is taken when the first is drawn, and nothing is drawn of it
+        view.add(frame.without({"CAM_FRONT"}, bundle().manifest.rig.sensors.lidars), seen)
+        wait_until(view._waiting.empty)
     topics = {*view._channels}
     view.add(frame, seen)
     view.close()

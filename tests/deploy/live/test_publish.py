@@ -27,7 +27,7 @@ from deploy.live.source import Playback
 from deploy.live.zenoh import Zenoh, republish
 from deploy.recordings import ros
 from deploy.recordings.drives import open_recording
-from deploy.recordings.messages import RawMessage, Recording, RecordingInfo
+from deploy.recordings.messages import MessageFile, RawMessage, RecordingInfo
 from deploy.recordings.ros_types import encode, make
 from perception.errors import InputError
 from perception.frame import Prediction
@@ -105,7 +105,7 @@ def test_what_is_listened_to_is_what_was_sent(tmp_path: Path, sessions: tuple[Ze
     assert not said
 
 
-def by_topic(recording: Recording, topics: set[str]) -> dict[str, list[bytes]]:
+def by_topic(recording: MessageFile, topics: set[str]) -> dict[str, list[bytes]]:
     found = defaultdict[str, list[bytes]](list)
     for raw in recording.read(topics, pytest.fail):
         found[raw.topic].append(raw.data)

@@ -28,17 +28,20 @@ from deploy.recordings.topics import Topics
 from deploy.recordings.transforms import MOST_POSES, Transforms
 from perception.frame import Frame
 from perception.grid import BevGrid
-from perception.parts import CameraBranch, Image, Lidar
 from perception.scene.signals import SignalConfig
-from perception.sensors import inputs
+from perception.sensors.camera import sensor
+from perception.sensors.camera.config import CameraBranch, Image
 from perception.sensors.inputs import InputSpec, prepare
+from perception.sensors.lidar.config import Lidar
 
 TICK = 20_000  # us
 KEYFRAMES, SWEEPS = nuscenes_topics(), nuscenes_topics(keyframes=None)
 BLIND = nuscenes_topics(keyframes=None, cameras={})
 CAMERAS = {name: each.model_copy(update={"rectified": False}) for name, each in KEYFRAMES.cameras.items()}
 RAW = KEYFRAMES.model_copy(update={"cameras": CAMERAS})
-SEEING = InputSpec(BevGrid(reference="ego"), Lidar(sweeps=1), CameraBranch(image=Image(height=16, width=40)), RIG)
+SEEING = InputSpec(
+    BevGrid(reference="ego"), {"lidar": Lidar(sweeps=1), "camera": CameraBranch(image=Image(height=16, width=40))}, RIG
+)
 # Each comes in its own order; /tf_static before /tf, which begins alike.
 ORDERED = (
     "/tf_static",
@@ -128,7 +131,7 @@ def test_pictures_are_rectified_and_warped_while_frames_wait(
         for frame in found
     ]
     darker = [prepare(frame, SEEING)["images"] for frame in changed]
-    monkeypatch.setattr(inputs, "fit_picture", None)  # cannot be called
+    monkeypatch.setattr(sensor, "fit_picture", None)  # cannot be called
     for frame, wanted, images, dark in zip(found, expected, pictures, darker, strict=True):
         assert_equal_frames(frame, wanted)
         np.testing.assert_array_equal(prepare(frame, SEEING)["images"], images)
@@ -294,7 +297,7 @@ def test_a_frame_has_nothing_from_before_its_clock_was_set_back(
     are of the time at which they were recorded. Keyframes go on, too."""
     keyframes = "/keyframe" if keyframed else None
     topics = nuscenes_topics(keyframes=keyframes, position="/gps", wait=2.0)
-    spec = InputSpec(BevGrid(reference="ego"), Lidar(sweeps=2), None, RIG)
+    spec = InputSpec(BevGrid(reference="ego"), {"lidar": Lidar(sweeps=2)}, RIG)
     signals = {name: SignalConfig(topic=f"/{name}", timeout=5.0) for name in ("bare", "stamped")}
     recording = write_raw_mcap(tmp_path / "drive.mcap", periods(log, back))
     frames = list(RecordedDrive(recording, topics, spec, None, signals).frames())

@@ -32,13 +32,14 @@ from deploy.recordings.drives import RecordedDrive
 from deploy.recordings.messages import CorruptMessage, Transform
 from deploy.recordings.topics import LidarTopic, Topics, load_topics
 from deploy.recordings.transforms import MOST_FRAMES, Transforms
-from perception.datasets.sweeps import Motion, compensate
+from perception.datasets.sweeps import SweepMotion, compensate
 from perception.frame import Frame
 from perception.geometry import quaternion, rotation_about
 from perception.grid import BevGrid
-from perception.parts import CameraBranch, Lidar
 from perception.rig import Rig
+from perception.sensors.camera.config import CameraBranch
 from perception.sensors.inputs import InputSpec
+from perception.sensors.lidar.config import Lidar
 
 LIDAR, FRONT = "/lidar_top", "/cam_front/image_rect_compressed"
 UNSAID = {"token": "", "scene": "", "location": "", "position": None}
@@ -280,7 +281,7 @@ def test_scattered_posts_lie_where_they_are(data: st.DataObject) -> None:
     random = np.random.default_rng(data.draw(st.integers(0, 99)))
     times = random.uniform(knots[0], knots[-1], 50)
     world = start[:3, 3] + random.uniform(-60, 60, (50, 3))
-    motion = Motion(times, knots, np.stack([pose(time) for time in knots]))
+    motion = SweepMotion(times, knots, np.stack([pose(time) for time in knots]))
     reference = np.linalg.inv(pose(0.0))
     found = compensate(seen(world, times, pose, mount), motion, mount, reference)
     np.testing.assert_allclose(found, placed(world, reference), atol=1e-6)
@@ -334,7 +335,7 @@ EXACT = 8 * float(np.spacing(np.float32(32)))  # m, of float32 coordinates withi
 def frames_of(path: Path, log: list[Sent], sweeps: int = 0, **topics: Any) -> tuple[list[Frame], dict[str, Any]]:
     """The frames of a recording, and what was counted."""
     write_raw_mcap(path, sorted(log, key=lambda each: each.time))
-    spec = InputSpec(BevGrid(reference="ego"), Lidar(sweeps=sweeps), None, MINE)
+    spec = InputSpec(BevGrid(reference="ego"), {"lidar": Lidar(sweeps=sweeps)}, MINE)
     drive = RecordedDrive(path, Topics.model_validate(TOPICS | topics), spec)
     return list(drive.frames()), drive.counts.summary()
 

@@ -13,13 +13,14 @@ from deploy.recordings.latest import Readings
 from deploy.recordings.messages import Cloud, Content, Picture, Transform
 from perception.frame import Frame
 from perception.grid import BevGrid
-from perception.parts import CameraBranch, Lidar
+from perception.sensors.camera.config import CameraBranch
 from perception.sensors.inputs import InputSpec
+from perception.sensors.lidar.config import Lidar
 
 PERIOD, START, SWEEPS = 100_000, 1_700_000_000_000_000, 40  # us, us, number of them
 TOPICS = nuscenes_topics(keyframes=None, period=1e-6 * PERIOD)
 LIDAR, FRONT = TOPICS.lidars["LIDAR_TOP"].topic, TOPICS.cameras["CAM_FRONT"].image
-SPEC = InputSpec(BevGrid(reference="ego"), Lidar(sweeps=1), CameraBranch(), RIG)
+SPEC = InputSpec(BevGrid(reference="ego"), {"lidar": Lidar(sweeps=1), "camera": CameraBranch()}, RIG)
 DELAY, PICTURE_DELAY = 55_000, 20_000  # us, from the stamp to the arrival of what is in time
 PICTURES = PERIOD // 10  # us between pictures
 UNTURNED = np.array([1.0, 0, 0, 0])

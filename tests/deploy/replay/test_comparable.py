@@ -40,7 +40,7 @@ def load(text: str, folder: Path) -> Gates:
     [
         ("gates: []", "gates: tuple should have at least 1 item"),
         ("{gates: [{metric: NDS, at_least: 0}], common: 90}", "common: input should be less than or equal to 1"),
-        ("metric: mAP", "at_least: field required"),
+        ("metric: mAP", "a gate on mAP has one limit, `at_least`"),
         ("metric: MAP, at_least: 1", "'MAP' is none of mAP, NDS, AP, AMOTA, IoU, points, explained, "),
         ("metric: AMOTA, condition: rain, at_least: 1", "AMOTA is of all frames; give no condition"),
         ("metric: difference, of: AMOTA, at_most: 0.1", "AMOTA is not compared with a baseline"),

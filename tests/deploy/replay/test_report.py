@@ -71,7 +71,8 @@ def seen(scene: Scene, frame: Frame, boxes: Boxes) -> SceneFrame:
 
 
 def blind(i: int, scene: str = "drive", boxes: Boxes | None = None) -> Frame:
-    return Frame(f"s{i}", i * 500_000, "ego", np.eye(4), np.eye(4), None, {}, boxes=boxes, scene=scene)
+    truth = {} if boxes is None else {"boxes": boxes}
+    return Frame(f"s{i}", i * 500_000, "ego", np.eye(4), np.eye(4), None, {}, truth=truth, scene=scene)
 
 
 def reported(given: Iterable[tuple[Frame, Boxes, dict[str, float]]], names: tuple[str, ...] = ()) -> Report:

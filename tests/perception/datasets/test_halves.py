@@ -20,10 +20,10 @@ from perception.evaluation.evaluate import evaluate
 from perception.frame import Frame, Prediction
 from perception.grid import BevGrid, Reference
 from perception.mmdet3d.importing import import_pointpillars
-from perception.parts import Lidar
 from perception.sensors.inputs import InputSpec
+from perception.sensors.lidar.config import Lidar
 
-SPEC = InputSpec(BevGrid((0.0, 60.0), (-60.0, 60.0)), Lidar(sweeps=0), None, RIG, truth=("boxes", "bicycle_racks"))
+SPEC = InputSpec(BevGrid((0.0, 60.0), (-60.0, 60.0)), {"lidar": Lidar(sweeps=0)}, RIG, truth=("boxes", "bicycle_racks"))
 
 
 @pytest.fixture(scope="module")

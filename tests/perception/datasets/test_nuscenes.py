@@ -252,7 +252,7 @@ def test_truth_is_read_with_the_frame_and_stays(tmp_path: Path, joined: bool) ->
     reads = Reads(sweeps=2, annotations=False, truth=(*expected, "points", "map", "of another data set"))
     frame = tables.frame(first, reads._replace(change=Frame.without_points))
     shutil.rmtree(root)
-    assert frame.points is frame.class_of_point is frame.boxes is None
+    assert frame.points is frame.class_of_point is None
     points, classes = frame.truth["points"]
     np.testing.assert_array_equal(points, plain.keyframe_points)
     np.testing.assert_array_equal(classes, plain.keyframe_classes)

@@ -23,7 +23,7 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.occupancy import drive as gathering
 from perception.datasets.occupancy import returns as reading
 from perception.datasets.occupancy.drive import ThinnedCloud, gather
-from perception.datasets.occupancy.returns import NONE, UNKNOWN, Motion, Movable, Returns, motion_between, owners
+from perception.datasets.occupancy.returns import NONE, UNKNOWN, BoxMotion, Movable, Returns, motion_between, owners
 from perception.datasets.occupancy.writing import (
     annotate,
     annotate_drives,
@@ -164,7 +164,7 @@ def test_which_returns_are_of_an_object() -> None:
     n = len(cases)
     points, classes = np.array([c[0] for c in cases]), np.array([c[1] for c in cases], np.int16)
     returns = Returns(points, np.zeros((n, 3)), classes, np.zeros(n), *np.zeros((2, n), np.uint8))
-    found = Movable(WalledDrive()).assign(returns, Motion(boxes, boxes), 1.0)
+    found = Movable(WalledDrive()).assign(returns, BoxMotion(boxes, boxes), 1.0)
     assert found.owner.tolist() == [c[2] for c in cases]
     assert found.classes.tolist() == [c[3] for c in cases]
     assert found.static.tolist() == [c[4] for c in cases]
@@ -303,7 +303,7 @@ def test_points_of_a_box_that_moves_and_turns() -> None:
     rng = np.random.default_rng(0)
     turns = [Rotation.from_rotvec(rng.uniform(-0.9, 0.9, (3, 3))) for _ in range(2)]
     centers = [np.array([[0.0, 0, 0], [40, 0, 0], [0, 60, 2]]) + rng.uniform(-4, 4, (3, 3)) for _ in range(2)]
-    motion = Motion(*(boxes_of(c, t.as_matrix(), ["a", "b", "c"]) for c, t in zip(centers, turns, strict=True)))
+    motion = BoxMotion(*(boxes_of(c, t.as_matrix(), ["a", "b", "c"]) for c, t in zip(centers, turns, strict=True)))
     shares, box = rng.uniform(-0.2, 1.1, 500), rng.integers(0, 3, 500)
     local = rng.uniform(-1, 1, (500, 3)) * [2.6, 1.1, 0.85]  # half of the box, and the margin
     outside = local * [1.05, 1, 1]
@@ -321,7 +321,7 @@ def test_points_of_a_box_that_moves_and_turns() -> None:
     np.testing.assert_allclose(found, local, atol=1e-9)
     assert (owners(beyond, shares, motion, 0.1)[0] == -1).all()
     both = boxes_of(np.array([[0.0, 0, 0], [2, 0, 0]]), np.tile(np.eye(3), (2, 1, 1)), ["a", "b"])
-    owner, found = owners(np.array([[1.0, 0, 0], [3, 0, 0]]), np.ones(2), Motion(both, both), 0)
+    owner, found = owners(np.array([[1.0, 0, 0], [3, 0, 0]]), np.ones(2), BoxMotion(both, both), 0)
     assert owner.tolist() == [0, 1]  # in two boxes it is of the first
     np.testing.assert_allclose(found, [[1, 0, 0], [1, 0, 0]])
 

@@ -306,7 +306,7 @@ def test_scores_are_the_devkits(mini: NuScenesTables, tmp_path: Path) -> None:
         )
         return Prediction({"detection": moved.transformed(np.linalg.inv(frame.global_from_reference))})
 
-    spec = InputSpec(BevGrid(), lidar=None, camera=None, rig=RIG, truth=("boxes", "bicycle_racks"))
+    spec = InputSpec(BevGrid(), {}, RIG, truth=("boxes", "bicycle_racks"))
     metrics = evaluate(perturbed, mini, "mini_val", [], tmp_path, spec, console, slices)
     assert all(metrics["ground_truth"].values()), metrics["ground_truth"]
     path = str(tmp_path / "results_nusc.json")

@@ -25,8 +25,8 @@ from perception.evaluation.interval import LEAST_EFFECTIVE, effective_number, ja
 from perception.evaluation.report import REPORT
 from perception.frame import Boxes, Frame, Prediction
 from perception.grid import BevGrid
-from perception.parts import Lidar
 from perception.sensors.inputs import InputSpec
+from perception.sensors.lidar.config import Lidar
 from perception.tasks.detection.devkit import open_devkit, score_submission
 from perception.tasks.detection.metric import DetectionMetric
 from perception.tasks.map.task import ious
@@ -35,7 +35,7 @@ from perception.tasks.occupancy.metric import OccupancyMetric
 
 VERSION = "v1.0-mini"
 PIECES = 5  # of a drive
-SPEC = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None, rig=RIG, truth=("boxes", "bicycle_racks", "map"))
+SPEC = InputSpec(BevGrid(), {"lidar": Lidar(sweeps=0)}, RIG, truth=("boxes", "bicycle_racks", "map"))
 BY = ("condition", "scene", "range")
 
 

@@ -24,14 +24,14 @@ from perception.evaluation.evaluate import Breakdown, evaluate
 from perception.evaluation.report import REPORT
 from perception.frame import Boxes, Frame, Prediction
 from perception.grid import BevGrid
-from perception.parts import Lidar
 from perception.sensors.inputs import InputSpec
+from perception.sensors.lidar.config import Lidar
 from perception.tasks.detection.scores import RECALLS, THRESHOLDS
 
 HOSTILE = "</script><img src=x onerror=\"window.broken='yes'\">'&lt;"
 BY = ("condition", "scene", "range")
 CORRUPTIONS = ("lidar_noise", "lidar_missing")
-SPEC = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None, rig=RIG, truth=("boxes", "bicycle_racks", "map"))
+SPEC = InputSpec(BevGrid(), {"lidar": Lidar(sweeps=0)}, RIG, truth=("boxes", "bicycle_racks", "map"))
 BARE = Reads(annotations=False, lidar=False, cameras=False)
 SEEN = """
   const texts = (root, what) => [...root.querySelectorAll(what)].map(each => each.textContent);

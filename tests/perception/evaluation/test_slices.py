@@ -29,14 +29,15 @@ from perception.evaluation.evaluate import Breakdown, evaluate
 from perception.evaluation.robustness import CORRUPTIONS, apply_corruption, choose_corruptions, levels_of, robustness
 from perception.frame import Boxes, Frame, Prediction
 from perception.grid import BevGrid
-from perception.parts import CameraBranch, Lidar
 from perception.predict import TorchPredictor
+from perception.sensors.camera.config import CameraBranch
 from perception.sensors.inputs import InputSpec
+from perception.sensors.lidar.config import Lidar
 from perception.tasks.detection.columns import BoxColumns, read_submission
 from perception.tasks.detection.devkit import boxes_to_compare, open_devkit, score_submission
 
-LIDAR = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None, rig=RIG, truth=("boxes", "bicycle_racks", "map"))
-BOTH = replace(LIDAR, camera=CameraBranch())
+LIDAR = InputSpec(BevGrid(), {"lidar": Lidar(sweeps=0)}, RIG, truth=("boxes", "bicycle_racks", "map"))
+BOTH = replace(LIDAR, configs={**LIDAR.configs, "camera": CameraBranch()})
 RINGS = {"0-20 m": (0, 20), "20-30 m": (20, 30), "30-50 m": (30, 50)}
 
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from vocabulary import Z
 
 from perception.errors import InputError
-from perception.modules.aggregation.composition import Average, Parallel
 from perception.modules.aggregation.merge import Merging, dare, merge_modules, ties, weighted_sum
 from perception.modules.bank import Bank
+from perception.modules.composition import Average, Parallel
 from perception.modules.computation.computation import Site
 from perception.modules.computation.weight_delta import LowRank
 from perception.modules.route import Route

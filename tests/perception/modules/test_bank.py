@@ -17,12 +17,12 @@ from vocabulary import CONDITIONS
 from perception.errors import InputError
 from perception.frame import Conditions
 from perception.model import PerceptionModel
-from perception.modules.aggregation.composition import Fuse, Stack
 from perception.modules.aggregation.representations import add_fusion
 from perception.modules.bank import Bank
+from perception.modules.composition import Fuse, Stack
 from perception.modules.route import Route
 from perception.modules.routing.fixed import make_fixed_routes
-from perception.modules.spec import computation_classes
+from perception.modules.spec import COMPUTATIONS
 from perception.modules.status import compact
 
 
@@ -88,7 +88,7 @@ PLACES = [(kind, Routed, ("conv*", "up", "head.*")) for kind in KIND_NAMES] + [(
 
 
 def some_slots(data: st.DataObject, network: Any, kind: str, patterns: tuple[str, ...]) -> list[str]:
-    able = [slot for slot in network.bank.slots.values() if computation_classes()[kind].attaches_to(slot.layer)]
+    able = [slot for slot in network.bank.slots.values() if COMPUTATIONS[kind].attaches_to(slot.layer)]
     globs = [glob for glob in patterns if any(fnmatchcase(slot.name, glob) for slot in able)]
     return data.draw(st.lists(st.sampled_from(globs), min_size=1, max_size=2, unique=True))
 

@@ -17,16 +17,16 @@ from torch import Tensor, nn
 from vocabulary import Z
 
 from perception.errors import InputError
-from perception.modules.aggregation.composition import Average, Fuse, Parallel, Stack, names, parse_block
 from perception.modules.aggregation.representations import AttentionFusion, add_fusion
 from perception.modules.bank import Bank
+from perception.modules.composition import Average, Fuse, Parallel, Stack, names, parse_block
 from perception.modules.computation.computation import Site
 from perception.modules.route import Route
 from perception.modules.slot import Slot
-from perception.modules.spec import computation_classes
+from perception.modules.spec import COMPUTATIONS
 
 BUILD = {"stack": Stack, "parallel": Parallel, "average": Average, "fuse": Fuse}
-FOLDED = [case for case in AFFINE if computation_classes()[CASES[case][0]].attaches_to(nn.Conv2d(3, 4, 3, 2, 1))]
+FOLDED = [case for case in AFFINE if COMPUTATIONS[CASES[case][0]].attaches_to(nn.Conv2d(3, 4, 3, 2, 1))]
 NAMES = ("a", "b", "c", "d", "stack", "no-lidar_2")
 weights = st.floats(-1e6, 1e6, allow_nan=False)
 

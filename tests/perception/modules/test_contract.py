@@ -31,26 +31,26 @@ from torch.utils.flop_counter import FlopCounterMode
 from vocabulary import Z
 
 from perception.grid import BevGrid
-from perception.modules.aggregation.composition import Average, Parallel, Stack
+from perception.modules.composition import Average, Parallel, Stack
 from perception.modules.computation.computation import CHANNELWISE, Affine, Site
 from perception.modules.computation.memory import FusedMap
 from perception.modules.route import Route
 from perception.modules.slot import Slot
-from perception.modules.spec import computation_classes
+from perception.modules.spec import COMPUTATIONS
 
 every_kind = pytest.mark.parametrize("case", CASES)
 few = settings(deadline=None, max_examples=10)
 weights = st.sampled_from([1.0, -0.7, 0.0])
 PAIRS = [  # affine kinds that share a layer
     pair for pair in itertools.product(AFFINE, AFFINE)
-    if set(computation_classes()[CASES[pair[0]][0]].layers) & set(computation_classes()[CASES[pair[1]][0]].layers)
+    if set(COMPUTATIONS[CASES[pair[0]][0]].layers) & set(COMPUTATIONS[CASES[pair[1]][0]].layers)
 ]  # fmt: skip
 ROWS = 2  # of each frame, as slots in the camera branch have six
 
 
 def attached(case):
     """A place for each class of layers that the kind attaches to."""
-    return [place_of(kind) for kind in computation_classes()[CASES[case][0]].layers]
+    return [place_of(kind) for kind in COMPUTATIONS[CASES[case][0]].layers]
 
 
 @every_kind
@@ -156,9 +156,9 @@ def test_a_task_vector_is_zero_at_first_and_says_all_that_was_learned(case, data
 
 
 def test_a_kind_attaches_to_the_layers_that_it_can_change():
-    others = set(computation_classes()) - {kind for kind, _ in CASES.values()}
+    others = set(COMPUTATIONS) - {kind for kind, _ in CASES.values()}
     assert others == {"memory"}, "a kind that these tests leave out; test_memory.py is about the one at its own slot"
-    for name, kind in computation_classes().items():
+    for name, kind in COMPUTATIONS.items():
         assert kind.kind == name
         if name in others:
             assert not any(kind.attaches_to(place_of(layer).layer) for layer in CHANNELWISE)
@@ -167,15 +167,15 @@ def test_a_kind_attaches_to_the_layers_that_it_can_change():
         foreign = (nn.ReLU(), nn.LayerNorm(4), nn.Conv1d(2, 2, 1), nn.Sequential(), FusedMap(BevGrid(), 4))
         assert not any(kind.attaches_to(layer) for layer in foreign)
     parallel, hyper = (
-        computation_classes()["parallel_adapter"].attaches_to,
-        computation_classes()["hypernetwork"].attaches_to,
+        COMPUTATIONS["parallel_adapter"].attaches_to,
+        COMPUTATIONS["hypernetwork"].attaches_to,
     )
     assert parallel(nn.Conv2d(2, 2, (3, 5), padding=(2, 4), dilation=2))
     assert not parallel(nn.Conv2d(2, 2, 3))  # the middle tap is not over the output's own cell
     assert not parallel(nn.Conv2d(2, 2, 2, padding=1))  # there is no middle tap
     assert not hyper(nn.Conv2d(2, 2, 1, groups=2))
-    assert not computation_classes()["rescale"].attaches_to(nn.BatchNorm2d(2, affine=False))  # nothing to fold into
-    assert not computation_classes()["batch_norm"].attaches_to(nn.BatchNorm2d(2, track_running_stats=False))
+    assert not COMPUTATIONS["rescale"].attaches_to(nn.BatchNorm2d(2, affine=False))  # nothing to fold into
+    assert not COMPUTATIONS["batch_norm"].attaches_to(nn.BatchNorm2d(2, track_running_stats=False))
 
 
 # Outside of convolutions and matrix products, which torch's counter passes over: at each cell the normalisations of
@@ -187,7 +187,7 @@ PER_FRAME = {"hypernetwork": 7 * 8 + 8 * 4 * 2}
 
 @every_kind
 def test_the_stated_multiplications_are_those_that_torch_counts(case):
-    for kind in computation_classes()[CASES[case][0]].layers:
+    for kind in COMPUTATIONS[CASES[case][0]].layers:
         layer, x, z = place_of(kind, **({"stride": 2} if kind in (nn.Conv2d, nn.ConvTranspose2d) else {}))
         x = x[:1]  # of a prompt all frames share one convolution
         site = Site(x, layer(x), layer, z)
@@ -257,7 +257,7 @@ def test_the_gradient_of_a_weight_is_the_products_sum_of_gradient_and_delta(case
 
 @every_kind
 def test_each_cell_has_its_weight(case):
-    for kind in set(computation_classes()[CASES[case][0]].layers) - {nn.Linear, nn.BatchNorm1d}:
+    for kind in set(COMPUTATIONS[CASES[case][0]].layers) - {nn.Linear, nn.BatchNorm1d}:
         place = place_of(kind)
         module = make_trained(case, place.layer)
         out = slot_with(place.layer, m=module)(place.x)
@@ -348,7 +348,7 @@ def test_all_kinds_export_and_compute_the_same_in_onnx_runtime():
     for case in CASES:
         networks[case] = copy.deepcopy(base)
         for slot in networks[case].children():
-            if computation_classes()[CASES[case][0]].attaches_to(slot.layer):
+            if COMPUTATIONS[CASES[case][0]].attaches_to(slot.layer):
                 slot.computations["m"] = make_trained(case, slot.layer)
             slot.current.route = Route({"m": 1.0}, z=torch.ones(1, Z))
         assert (networks[case](x) - base(x)).abs().max() > 1e-3

@@ -26,7 +26,7 @@ from perception.modules.computation.weight_delta import LowRank, SparseDelta
 from perception.modules.route import Route
 from perception.modules.routing.fixed import SteeredRouter
 from perception.modules.slot import Slot
-from perception.modules.spec import computation_classes
+from perception.modules.spec import COMPUTATIONS
 
 
 def normalized(y: Tensor, norm: nn.BatchNorm2d) -> Tensor:
@@ -285,7 +285,7 @@ def test_a_bottleneck_adds_what_passes_its_relu():
 
 
 def test_scale_and_shift_act_on_channels():
-    for kind, case in itertools.product(computation_classes()["scale_shift"].layers, ("rescale", "scale_shift")):
+    for kind, case in itertools.product(COMPUTATIONS["scale_shift"].layers, ("rescale", "scale_shift")):
         place = place_of(kind)
         module, y = make_trained(case, place.layer), place.layer(place.x)
         channels = -1 if kind is nn.Linear else 1

@@ -99,12 +99,12 @@ def drive(model: PerceptionModel) -> dict[str, dict[str, Tensor]]:
     """By task, and of the state, the outputs on the second of two frames, between which the vehicle moves."""
     motion = torch.eye(4)[None]
     motion[0, 0, 3] = -1.5
-    state = model.no_state(1)
+    states = model.no_states(1)
     for frame in range(2):
         past = {"state_valid": torch.tensor([float(frame > 0)]), "elapsed": torch.tensor([0.5])}
-        dense = model(inputs() | past | {"state": state, "current_from_previous": motion}, CONDITIONS)
-        state = dense["next_state"]
-    return {task: dict(part_of(task, dense)) for task in model.tasks} | {"state": {"state": state}}
+        dense = model(inputs() | past | states | {"current_from_previous": motion}, CONDITIONS)
+        states = {"state": dense["next_state"]}
+    return {task: dict(part_of(task, dense)) for task in model.tasks} | {"state": states}
 
 
 @pytest.mark.parametrize("task", sorted(REACHED))

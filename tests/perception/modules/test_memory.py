@@ -18,18 +18,19 @@ from pydantic import ValidationError
 from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 
+from perception.bev.memory import STATE, MemorySlot
 from perception.config import parse_config
 from perception.errors import InputError
 from perception.frame import Conditions
 from perception.grid import BevGrid
 from perception.model import PerceptionModel
-from perception.modules.aggregation.composition import Fuse
 from perception.modules.aggregation.representations import AttentionFusion
+from perception.modules.composition import Fuse
 from perception.modules.computation.computation import Site
-from perception.modules.computation.memory import FusedInput, FusedMap, Memory
+from perception.modules.computation.memory import FusedMap, Memory, Remembered
 from perception.modules.route import Route
-from perception.modules.slot import Slot
-from perception.modules.spec import STATE_INPUTS, Module, ModuleUnion, parse_module
+from perception.modules.spec import Module, ModuleUnion, parse_module
+from perception.state import MOTION_INPUTS
 
 GRID = BevGrid(x=(-4.0, 8.0), y=(-3.0, 5.0), cell=0.5)  # 16 rows, 24 columns, not centred on the vehicle
 CHANNELS = 3
@@ -100,7 +101,7 @@ def past_of(frames: int = 2, valid: float = 1.0, elapsed: float = 0.5, stride: i
     motion = torch.from_numpy(rigid(-2.1, 0.4, 0.1)).float().repeat(frames, 1, 1)
     state = torch.rand(frames, CHANNELS, *GRID.coarser(stride).shape, generator=torch.Generator().manual_seed(1))
     every = (state, motion, torch.full((frames,), valid), torch.full((frames,), elapsed))
-    return dict(zip(STATE_INPUTS, every, strict=True))
+    return dict(zip((STATE, *MOTION_INPUTS), every, strict=True))
 
 
 def fused_of(frames: int = 2) -> Tensor:
@@ -109,7 +110,11 @@ def fused_of(frames: int = 2) -> Tensor:
 
 def remember(layer: FusedMap, module: Memory, fused: Tensor, past: dict[str, Tensor]) -> Tensor:
     """H."""
-    return module.output(FusedInput(fused, past, layer), layer, None)
+    return module.output(seen(fused, past, layer), layer, None)
+
+
+def seen(fused: Tensor, past: dict[str, Tensor], layer: FusedMap) -> Remembered:
+    return Remembered(fused, past.get(STATE), past, layer)
 
 
 def largest(fused: Tensor, stride: int) -> Tensor:
@@ -157,17 +162,16 @@ def test_the_frame_keeps_every_bit_where_the_past_is_not_valid_or_was_outside_of
     assert torch.equal(mixed[0], fused[0])
     assert torch.equal(mixed[1], found[1])
     assert remember(layer, module, fused, {}) is fused
-    assert torch.equal(fused + module(Site(FusedInput(fused, {}, layer), fused, layer, None)), fused)  # type: ignore[arg-type]
+    assert torch.equal(fused + module(Site(seen(fused, {}, layer), fused, layer, None)), fused)
 
 
 def test_a_process_without_frames_for_it_has_it_in_its_graph(monkeypatch):
     """As of the other kinds, in test_contract.py."""
     monkeypatch.setattr("perception.io.distributed.processes", lambda: 2)
     monkeypatch.setattr("perception.io.distributed.total", lambda values: values + 1)  # the other one has a frame
-    layer, module = memory()
-    slot = Slot("memory", layer)
+    slot, (_, module) = MemorySlot(GRID, CHANNELS), memory()
     slot.computations["m"], slot.current.route = module, Route({"m": torch.zeros(2)})
-    found = slot(FusedInput(fused_of(), past_of(), layer))
+    found = slot.remember(fused_of(), past_of())
     assert torch.equal(found, fused_of())
     found.sum().backward()
     assert all(p.grad is not None and not p.grad.any() for p in module.parameters())
@@ -197,8 +201,8 @@ def test_a_frame_that_sees_nothing_opens_the_gate_of_a_new_memory():
 )
 def test_several_memories_do_not_let_a_state_grow(scales, motion, stride):
     """Over a long outage, whatever they learned; one alone adds what it does without the bound."""
-    layer = FusedMap(GRID, CHANNELS)
-    slot = Slot("memory", layer).eval()
+    slot = MemorySlot(GRID, CHANNELS).eval()
+    layer = slot.layer
     for i, scale in enumerate(scales):
         slot.computations[f"m{i}"] = memory(stride=stride)[1]
         nn.init.constant_(slot.computations[f"m{i}"].scale, scale)
@@ -209,42 +213,39 @@ def test_several_memories_do_not_let_a_state_grow(scales, motion, stride):
     )
     most = past["state"].max()
     for _ in range(30):
-        past["state"] = layer.reduce(slot(FusedInput(blind, past, layer)).detach(), past["state"])
+        past["state"] = layer.reduce(slot.remember(blind, past).detach(), past["state"])
     assert past["state"].abs().max() <= 1.001 * most
 
 
 @strides
 def test_two_memories_are_joined_by_attention(stride):
     """A new attention is the mean of its members; whatever it learns, the state stays within the bound."""
-    layer, block = FusedMap(GRID, CHANNELS), Fuse("one", "two")
-    slot, modules = (
-        Slot("memory", layer).eval(),
-        {"one": memory(stride=stride)[1], "two": memory(size=0.2, stride=stride)[1]},
-    )
+    slot, block = MemorySlot(GRID, CHANNELS).eval(), Fuse("one", "two")
+    layer, modules = slot.layer, {"one": memory(stride=stride)[1], "two": memory(size=0.2, stride=stride)[1]}
     slot.computations.update(modules)
     slot.fusions[block.key] = attention = AttentionFusion(layer, block)
     slot.current.route = Route(dict.fromkeys(modules, 1.0), block=block)
     fused, past = fused_of(), past_of(stride=stride)
     each = [remember(layer, module, fused, past) for module in modules.values()]
-    torch.testing.assert_close(slot(FusedInput(fused, past, layer)), sum(each) / 2)
+    torch.testing.assert_close(slot.remember(fused, past), sum(each) / 2)
     nn.init.constant_(attention.value, 10.0)
-    changed = layer.reduce(slot(FusedInput(fused, past, layer)), past["state"])
+    changed = layer.reduce(slot.remember(fused, past), past["state"])
     moved, inside = layer.warp(past["state"], past["current_from_previous"])
     now = layer.reduce(fused, past["state"])
     assert (changed - now).abs().max() > 0.1
     assert ((changed - now).abs() <= (moved - inside * now).abs() + 1e-6).all()
-    assert torch.equal(slot(FusedInput(fused, past | {"state_valid": torch.zeros(2)}, layer)), fused)
+    assert torch.equal(slot.remember(fused, past | {"state_valid": torch.zeros(2)}), fused)
 
 
 @strides
 def test_the_bound_changes_no_bit_of_a_single_memory(stride):
     layer, module = memory(stride=stride)
-    slot = Slot("memory", layer).eval()
+    slot = MemorySlot(GRID, CHANNELS).eval()
     slot.computations.update({"m": module, "other": Memory(layer, hidden=4, stride=stride)})  # a new one adds nothing
     slot.current.route = Route({"m": 1.0, "other": 1.0})
     fused, past = fused_of(), past_of(stride=stride)
-    assert torch.equal(slot(FusedInput(fused, past, layer)), remember(layer, module, fused, past))
-    assert torch.equal(slot(FusedInput(fused, {}, layer)), fused)
+    assert torch.equal(slot.remember(fused, past), remember(layer, module, fused, past))
+    assert torch.equal(slot.remember(fused, {}), fused)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -278,7 +279,7 @@ def test_the_graph_is_of_standard_operators_with_one_grid_sample_of_four_dimensi
     with contextlib.redirect_stdout(io.StringIO()):
         graph = torch.onnx.export(
             stage, (fused, past, {}), dynamo=True, opset_version=18, verbose=False,
-            input_names=["fused", *STATE_INPUTS], output_names=["map", "next_state"],
+            input_names=["fused", STATE, *MOTION_INPUTS], output_names=["map", "next_state"],
         ).model_proto  # fmt: skip
     inferred = onnx.shape_inference.infer_shapes(graph)
     nodes = [node for node in inferred.graph.node if node.op_type == "GridSample"]
@@ -318,7 +319,7 @@ def with_memory(**options: object) -> PerceptionModel:
 
 
 def state_of(network: PerceptionModel) -> dict[str, Tensor]:
-    return PAST | {"state": torch.rand(network.no_state(2).shape, generator=torch.Generator().manual_seed(0))}
+    return PAST | {"state": torch.rand(network.no_states(2)["state"].shape, generator=torch.Generator().manual_seed(0))}
 
 
 def differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> set[str]:
@@ -358,10 +359,11 @@ def test_the_next_state_is_the_map_that_the_trunk_reads(stride):
     network.trunk.register_forward_pre_hook(lambda _, args: read.append(args[0]))
     found = network(frames | state_of(network))["next_state"]
     assert torch.equal(found, largest(read[0], stride))
-    assert torch.equal(found, network.next_state(frames | state_of(network), [], None))
-    assert found.shape == network.no_state(2).shape == (2, 32, 32 // stride, 32 // stride)
+    assert torch.equal(found, network.next_states(frames | state_of(network), [], None)["state"])
+    assert found.shape == network.no_states(2)["state"].shape == (2, 32, 32 // stride, 32 // stride)
     assert "next_state" not in network(frames)
-    assert torch.equal(network.next_state(frames, [], None), model().next_state(frames, [], None)), "the map"
+    maps = [each.next_states(frames, [], None)["state"] for each in (network, model())]
+    assert torch.equal(*maps)
 
 
 @torch.no_grad()

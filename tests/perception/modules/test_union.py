@@ -14,9 +14,9 @@ from vocabulary import CONDITIONS
 
 from perception.commands.modules import _kinds
 from perception.errors import InputError
-from perception.modules.aggregation.composition import parse_block
 from perception.modules.aggregation.merge import Merging, merge_modules
 from perception.modules.bank import Bank
+from perception.modules.composition import parse_block
 from perception.modules.computation.channelwise import BatchNorm
 from perception.modules.computation.weight_delta import LowRank
 from perception.modules.route import Route

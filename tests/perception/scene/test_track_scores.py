@@ -22,7 +22,8 @@ from perception.errors import InputError
 from perception.frame import Boxes
 from perception.tasks.association import associate
 from perception.tasks.detection.devkit import PROTOCOL, TrackWriter, boxes_to_compare, open_devkit, score_tracks
-from perception.tasks.detection.tracker import LIFETIME, Tracker, Tracks
+from perception.tasks.detection.tracker import LIFETIME, Tracker
+from perception.tasks.published import Tracks
 
 Simulated = tuple[list[Scene], NuScenes]
 

@@ -14,10 +14,10 @@ from vocabulary import CLASSES, NUSCENES
 
 from perception.frame import Boxes
 from perception.tasks.association import associate, associate_in_stages
-from perception.tasks.detection.config import ScoreThresholds
 from perception.tasks.detection.motion import Motion, Noise
-from perception.tasks.detection.tracker import BIRTH, FADED, FLOOR, LIFETIME, MAX_TRACKS, SURE, Tracker, Tracks
+from perception.tasks.detection.tracker import BIRTH, FADED, FLOOR, LIFETIME, MAX_TRACKS, SURE, Tracker
 from perception.tasks.detection.traffic import select_strongest
+from perception.tasks.published import ScoreThresholds, Tracks
 
 CAR, PEDESTRIAN = CLASSES.index("car"), CLASSES.index("pedestrian")
 MOVING = [label for label, each in enumerate(NUSCENES.classes) if each.tracked]

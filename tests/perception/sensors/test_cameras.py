@@ -29,9 +29,9 @@ from perception.grid import BevGrid
 from perception.model import PerceptionModel, Trace
 from perception.modules.computation.weight_delta import LowRank
 from perception.modules.routing.fixed import make_fixed_routes, present
-from perception.parts import CameraBranch, Depth, Image
-from perception.sensors.camera.encoder import depth_loss, intrinsics
+from perception.sensors.camera.config import CameraBranch, Depth, Image
 from perception.sensors.camera.lift import Lift
+from perception.sensors.camera.network import depth_loss, intrinsics
 from perception.sensors.camera.picture import depth_labels
 from perception.training import optimize
 from perception.training.loader import FrameDataset, Sample
@@ -161,7 +161,7 @@ def logits(model: PerceptionModel, zoom: float = 1.0) -> Tensor:
     x, y, z = given["image_from_reference"].unbind(dim=2)
     longer = torch.stack([zoom * x, zoom * y, z], dim=2)
     with torch.no_grad():
-        return model.camera(given["images"], longer)[1]
+        return model.camera.encode(given["images"], longer)[1]
 
 
 def test_the_lens_makes_no_difference_at_first_and_does_once_learned_without_nan_of_a_missing_camera() -> None:
@@ -193,7 +193,7 @@ def test_the_graph_computes_what_torch_does_and_compiles() -> None:
     projections[:, 5] = 0
     given = {"features": torch.randn(6, 32, 4, 8), "image_from_reference": projections}
     with torch.no_grad():
-        ((route, _),) = make_fixed_routes(trained().bank, ["map"], [fog], present(pictures()))
+        ((route, _),) = make_fixed_routes(trained().bank, ["map"], [fog], present(trained().bank, pictures()))
         with trained().bank.current.running(route):
             expected = depth_of(trained()).predict(given)["y"]
         plain = depth_of(trained().folded()).predict(given)["y"]
@@ -257,35 +257,36 @@ def supervised(lidar: bool = True, **training: float) -> Config:
     model = config.model.model_copy(update={"lidar": every if lidar else None})
     grid = config.grid.model_copy(update={"x": (-51.2, 51.2), "y": (-51.2, 51.2), "cell": 3.2, "z": (-9.0, 9.0)})
     data = Data(augment=Augment(scale=0.3, image_scale=0.2), class_balanced=False)
-    train = config.train.model_copy(update={"drop_lidar": 0.0, "drop_cameras": 0.0, **training})
+    train = config.train.model_copy(update={"drop": {}, **training})
     return config.model_copy(update={"grid": grid, "model": model, "data": data, "train": train})
 
 
 def sample(root: Path, position: int = 0, **changed: Any) -> Sample:
     tables = NuScenesTables(root, "v1.0-tiny")
-    return FrameDataset(tables, tables.samples(), supervised(**changed), depth_cells=CELLS)[position]
+    return FrameDataset(tables, tables.samples(), supervised(**changed), supervision={"camera": CELLS})[position]
 
 
 def test_labels_are_those_of_the_augmented_points_in_the_augmented_pictures(recorded_root):
     for position in range(4):
         each = sample(recorded_root, position)
-        points = each.inputs["pillar_points"][0][each.inputs["pillar_counts"][0] > 0].reshape(-1, 5)
+        arrays, _ = each.frames[-1]
+        points = arrays["pillar_points"][0][arrays["pillar_counts"][0] > 0].reshape(-1, 5)
         points = points[points.any(axis=1) & (points[:, 4] == 0)]
         assert len(points) > 450
-        expected = by_loop(points, each.inputs["image_from_reference"][0], supervised().model.camera.depth)
+        expected = by_loop(points, arrays["image_from_reference"][0], supervised().model.camera.depth)
         assert (expected > 0).sum() > 50
         np.testing.assert_allclose(each.labels["camera"]["depth"], expected, rtol=1e-4)
 
 
 def test_labels_stay_when_the_network_gets_no_points_and_are_none_without_lidar(recorded_root, tmp_path):
     labels = sample(recorded_root).labels["camera"]["depth"]
-    dropped = sample(recorded_root, drop_lidar=1.0)
-    assert not dropped.inputs["pillar_counts"].any()
+    dropped = sample(recorded_root, drop={"lidar": 1.0})
+    assert not dropped.frames[-1][0]["pillar_counts"].any()
     np.testing.assert_array_equal(dropped.labels["camera"]["depth"], labels)
-    alone = sample(recorded_root, lidar=False, drop_lidar=0.5, drop_cameras=0.5)
-    assert "pillar_points" not in alone.inputs
+    alone = sample(recorded_root, lidar=False, drop={"lidar": 0.5, "cameras": 0.5})
+    assert "pillar_points" not in alone.frames[-1][0]
     np.testing.assert_array_equal(alone.labels["camera"]["depth"], labels)
-    assert not sample(recorded_root, drop_cameras=1.0).labels["camera"]["depth"].any()
+    assert not sample(recorded_root, drop={"cameras": 1.0}).labels["camera"]["depth"].any()
 
     copy = shutil.copytree(recorded_root, tmp_path / "copy")
     shutil.rmtree(copy / "samples" / "LIDAR_TOP")
@@ -303,7 +304,7 @@ def test_depth_is_an_output_only_where_the_camera_trains():
         assert "camera/depth" not in model(seen, trace=trace)
         return trace.supervised
 
-    assert model.depth_cells() == CELLS
+    assert model.supervision() == {"camera": CELLS}
     assert logits()["camera/depth"].shape == (1, 6, 32, *CELLS)
     optimize.joint(model)
     model.training = False
@@ -314,11 +315,11 @@ def test_depth_is_an_output_only_where_the_camera_trains():
     for slots, trains in (("trunk.*", False), ("camera.neck", True)):
         model.bank.add(LowRank.Options(name="module", rank=1, slots=(slots,)))
         optimize.post_hoc(model, ["module"])
-        assert (model.depth_cells() is not None) == trains
+        assert bool(model.supervision()) == trains
         assert ("camera/depth" in logits()) == trains
         model.bank.delete("module")
     with one_line_error("model.camera.image: 36 x 64 is no multiple of 8"):
-        PerceptionModel(with_camera(supervised(), image=Image(height=36, width=64))).depth_cells()
+        PerceptionModel(with_camera(supervised(), image=Image(height=36, width=64))).supervision()
 
 
 def without_cameras(given: dict[str, Tensor], lost: slice) -> dict[str, Tensor]:
@@ -335,13 +336,13 @@ ALL, TWO = slice(None), slice(1, 3)
 def test_a_step_without_images_learns_the_same_without_the_camera_branch():
     """The map of the cameras is zeros then, from the branch too, which gets no gradient through it."""
     blind, results = without_cameras(inputs(0), ALL), []
-    for trace, images in ((None, 6), (Trace(), 0)):
+    for training, images in ((False, 6), (True, 0)):
         torch.manual_seed(0)
         model, encoded = PerceptionModel(little()), list[int]()
         optimize.joint(model)
-        model.camera.register_forward_hook(lambda _, given, __, encoded=encoded: encoded.append(given[0].shape[:2]))
-        outputs = model(blind, trace=trace)
-        assert [frames * cameras for frames, cameras in encoded] == [images]
+        model.camera.smooth.register_forward_hook(lambda _, given, __, encoded=encoded: encoded.append(len(given[0])))
+        outputs = model(blind, trace=Trace(), training=training)
+        assert encoded == [images]
         torch.stack([output.square().sum() for output in outputs.values()]).sum().backward()
         gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
         assert gradients
@@ -359,7 +360,7 @@ def test_the_statistics_of_the_camera_are_those_of_the_images_that_there_are(los
     projections = torch.cat([seen["image_from_reference"][0], missing["image_from_reference"][present]])[None]
     batch = {name: torch.cat([seen[name], missing[name]]) for name in seen}
     statistics = []
-    for run in (lambda m: m(batch, trace=Trace()), lambda m: m.camera(images, projections), lambda m: None):
+    for run in (lambda m: m(batch, training=True), lambda m: m.camera.encode(images, projections), lambda m: None):
         torch.manual_seed(0)
         model = PerceptionModel(little())
         run(model.train())
@@ -376,7 +377,7 @@ def test_a_module_of_some_frames_sees_their_images_whatever_others_lack() -> Non
     conditions = [Conditions(weather=weather) for weather in ("clear", "fog", "fog", "fog")]
     with torch.no_grad():
         model.bank.modules["module"] = model.bank.modules["module"].model_copy(update={"when": ("fog",)})
-        expected, found = model(given, conditions), model(given, conditions, trace=Trace())
+        expected, found = model(given, conditions), model(given, conditions, training=True)
         plain = model(given, [Conditions()] * 4)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert (found["map/logits"] - plain["map/logits"]).flatten(1).abs().max(dim=1).values.gt(1e-3).tolist() == [
@@ -395,9 +396,9 @@ def test_cameras_alone_are_seen_on_the_cells_of_the_heads(stride):
     seen = {name: inputs(1)[name] for name in ("images", "image_from_reference")}
     past = {"current_from_previous": torch.eye(4)[None], "state_valid": torch.ones(1), "elapsed": torch.ones(1)}
     with torch.no_grad():
-        outputs = model({**seen, **past, "state": model.no_state(1)})
+        outputs = model({**seen, **past, **model.no_states(1)})
     assert outputs["detection/heatmap"].shape[-2:] == little().head_grid.shape
-    assert outputs["next_state"].shape == model.no_state(1).shape
+    assert outputs["next_state"].shape == model.no_states(1)["state"].shape
 
 
 @pytest.mark.parametrize("stages", [(2, 3, 9), (), (-1,), (5,)])

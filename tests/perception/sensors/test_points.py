@@ -26,10 +26,12 @@ from perception.grid import BevGrid
 from perception.modules.bank import Bank
 from perception.modules.route import Route
 from perception.modules.spec import parse_module
-from perception.parts import CameraBranch, Image, Lidar
+from perception.sensors import SENSORS
+from perception.sensors.camera.config import CameraBranch, Image
 from perception.sensors.camera.picture import fit_width, warp
 from perception.sensors.inputs import PILLARS, InputSpec, prepare, without_padding
-from perception.sensors.lidar.encoder import PillarEncoder
+from perception.sensors.lidar.config import Lidar
+from perception.sensors.lidar.network import PillarEncoder
 from perception.sensors.lidar.pillars import group
 
 # 4 rows, 8 columns
@@ -109,7 +111,7 @@ def test_more_pillars_than_16_bits_count_and_a_point_at_the_far_edge() -> None:
 @pytest.mark.parametrize("image", [Image(height=h, width=w) for h, w in ((256, 704), (448, 800))])
 def test_projections_hit_the_pixels_that_show_the_point(size: tuple[int, int], image: Image) -> None:
     point = np.array([20.0, 2.5, 0.4])
-    spec = InputSpec(BevGrid(), None, CameraBranch(image=image), RIG)
+    spec = InputSpec(BevGrid(), {"camera": CameraBranch(image=image)}, RIG)
     inputs = prepare(paint_frame(point, size), spec)
     assert inputs["images"].shape == (1, 6, image.height, image.width, 3)
     expected = _pixel(inputs["image_from_reference"][0, 0].astype(np.float64), point)
@@ -161,10 +163,12 @@ def test_inputs_of_a_frame_and_of_one_with_missing_sensors(recorded_root):
     assert inputs["images"][0].any(axis=(1, 2, 3)).tolist() == seen
     assert inputs["image_from_reference"][0].any(axis=(1, 2)).tolist() == seen
 
-    assert set(prepare(frame, InputSpec(BevGrid(), Lidar(), None, RIG))) == set(PILLARS)  # a model without a camera
-    assert set(prepare(frame, InputSpec(BevGrid(), None, CameraBranch(), RIG))) == set(inputs) - set(PILLARS)
+    assert set(prepare(frame, InputSpec(BevGrid(), {"lidar": Lidar()}, RIG))) == set(
+        PILLARS
+    )  # a model without a camera
+    assert set(prepare(frame, InputSpec(BevGrid(), {"camera": CameraBranch()}, RIG))) == set(inputs) - set(PILLARS)
     with pytest.raises(ValueError, match="the frame is in 'ego'"):
-        prepare(frame, InputSpec(BevGrid(reference="lidar"), Lidar(), None, RIG))
+        prepare(frame, InputSpec(BevGrid(reference="lidar"), {"lidar": Lidar()}, RIG))
 
 
 def inputs_with(pillars: int) -> dict[str, np.ndarray]:
@@ -205,7 +209,7 @@ class Net(nn.Module):
         self.lidar.norm.layer.momentum = 1.0  # the statistics of the last batch
         nn.init.normal_(self.lidar.norm.layer.bias)
         nn.init.uniform_(self.lidar.norm.layer.weight, 0.5, 2.0)
-        self.bank = Bank(self, CONDITIONS)
+        self.bank = Bank(self, CONDITIONS, sensors=SENSORS)
         for module in modules:
             self.bank.add(parse_module({"when": [], **module}))
         for name, parameter in self.named_parameters():
@@ -213,7 +217,8 @@ class Net(nn.Module):
                 nn.init.normal_(parameter)
 
     def forward(self, points: Tensor, counts: Tensor = COUNTS) -> Tensor:
-        features: Tensor = self.lidar(points, counts, CELLS)
+        inputs = {"pillar_points": points, "pillar_counts": counts, "pillar_cells": CELLS}
+        features: Tensor = self.lidar(inputs)[0]
         return features
 
 

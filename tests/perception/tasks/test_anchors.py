@@ -132,7 +132,7 @@ def task_of(neck: str) -> DetectionTask:
 
 def losses_of(neck: str, dense: dict[str, Tensor], boxes: Boxes) -> dict[str, Tensor]:
     """Means of one frame's losses."""
-    frame = Frame("", 0, "lidar", np.eye(4), np.eye(4), None, {}, boxes=boxes)
+    frame = Frame("", 0, "lidar", np.eye(4), np.eye(4), None, {}, truth={"boxes": boxes})
     task = task_of(neck)
     labels = batch_labels([{"detection": task.labels(frame)}])["detection"]
     return {name: loss.mean() for name, loss in anchor_head.anchor_losses(task.config.anchors, dense, labels).items()}

@@ -24,7 +24,7 @@ from toy_task import Toy
 from unchanged import EVERY, RAIN, assert_kept
 from vocabulary import CONDITION_VALUES, CONDITIONS, NUSCENES, RIG, SENSORS
 
-from deploy.bundle import SENSOR_FACTS, require_vocabulary
+from deploy.bundle import require_vocabulary
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.engines.tensorrt import build_engine
 from deploy.golden import differing, synthetic_frame
@@ -41,6 +41,7 @@ from perception.model import PerceptionModel
 from perception.modules.routing.fixed import SteeredRouter
 from perception.modules.spec import require_facts
 from perception.scene.scene import Scene
+from perception.sensors import sensor_facts
 from perception.sensors.inputs import prepare
 from perception.tasks import TASKS, parse_tasks
 from perception.tasks.detection.task import DetectionTask
@@ -226,7 +227,7 @@ def anchors() -> DetectionTask:
 
 
 def with_boxes(boxes: Boxes | None) -> Frame:
-    return Frame("", 0, "ego", np.eye(4), np.eye(4), None, {}, boxes=boxes)
+    return Frame("", 0, "ego", np.eye(4), np.eye(4), None, {}, truth={"boxes": boxes})
 
 
 @pytest.mark.parametrize("lost", [{"points": None, "cameras": {}}, {"global_from_ego": None}], ids=["data", "pose"])
@@ -499,8 +500,8 @@ def test_a_bundle_with_other_words_is_refused() -> None:
 
 def test_facts_that_a_module_can_ask_for() -> None:
     """A task is not asked of a frame; facts that exclude each other would never let their module run."""
-    for fact in (*CONDITION_VALUES, *SENSOR_FACTS, *TASKS):
-        require_facts([fact, fact], CONDITION_VALUES, TASKS, "here")
+    for fact in (*CONDITION_VALUES, *sensor_facts(), *TASKS):
+        require_facts([fact, fact], CONDITION_VALUES, TASKS, sensor_facts(), "here")
     never = r"\S+ and \S+ never hold together; add a module for each$"
     for facts, words in (
         (["snow"], "'snow' is none of clear, rain, fog"),
@@ -508,4 +509,4 @@ def test_facts_that_a_module_can_ask_for() -> None:
         (["rain", "no-cameras", "cameras"], never),
     ):
         with one_line_error(f"^here: {words}"):
-            require_facts(facts, CONDITION_VALUES, TASKS, "here")
+            require_facts(facts, CONDITION_VALUES, TASKS, sensor_facts(), "here")

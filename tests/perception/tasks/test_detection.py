@@ -45,7 +45,7 @@ def head_of(config: DetectionHead) -> Any:
 def labels_of(config: DetectionHead, *frames: Boxes) -> Dense:
     """Labels of a batch, as the loader makes and joins them."""
     task, here = DetectionTask(config, GRID, NUSCENES), np.eye(4)
-    empty = [Frame("", 0, "ego", here, here, None, {}, boxes=boxes) for boxes in frames]
+    empty = [Frame("", 0, "ego", here, here, None, {}, truth={"boxes": boxes}) for boxes in frames]
     return batch_labels([{"detection": task.labels(frame)} for frame in empty])["detection"]
 
 

@@ -27,8 +27,8 @@ from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.io.files import jsonable
 from perception.model import PerceptionModel
-from perception.parts import Lidar
 from perception.sensors.inputs import InputSpec, no_sensors, prepare
+from perception.sensors.lidar.config import Lidar
 from perception.tasks.metric import CountedFrames, Recorded, ReplayedFrames, Subject, Weights, mean_shares
 from perception.tasks.network import PointFeatures
 from perception.tasks.points.network import PointSegmentationHead
@@ -48,7 +48,7 @@ def street(seed: int = 0) -> Frame:
 
 
 def spec_of(places: int, **lidar: Any) -> InputSpec:
-    return InputSpec(GRID, Lidar(max_pillars=600, points_per_pillar=4, **lidar), None, RIG, places)
+    return InputSpec(GRID, {"lidar": Lidar(max_pillars=600, points_per_pillar=4, **lidar)}, RIG, places)
 
 
 @pytest.mark.parametrize("overflow", ["fullest", "first"])

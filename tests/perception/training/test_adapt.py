@@ -96,9 +96,9 @@ def test_a_memory_may_run_where_a_network_with_lidar_alone_sees_nothing(facts, r
 )
 def test_what_a_module_lacks_is_dropped_and_a_memory_loses_it_in_outages(module, drops):
     config = little([]).config
-    train = config.train.model_copy(update={"drop_lidar": 0.25, "drop_cameras": 0.5})
+    train = config.train.model_copy(update={"drop": {"lidar": 0.25, "cameras": 0.5}})
     found = with_sensors(config.model_copy(update={"train": train}), parse_module({"name": "new"} | module)).train
-    assert (found.drop_lidar, found.drop_cameras) == drops
+    assert tuple(found.drop.values()) == drops
 
 
 def first_batch(config: Config, tables: NuScenesTables) -> Batch:
@@ -151,7 +151,7 @@ def test_adapting_again_and_again_leaves_what_was_there_bit_for_bit(tables, trai
     base = load_model(trained)[0]
     assert_same(base.state_dict(), base_of(both.state_dict()))
     assert both.bank.base_hash() == base.bank.base_hash()
-    inputs = first_batch(without_modules(), tables).inputs
+    inputs, _ = first_batch(without_modules(), tables).frames[-1]
     with torch.no_grad():
         for conditions in (Conditions(), Conditions(weather="rain"), Conditions(weather="rain", light="day")):
             earlier, later = one(inputs, [conditions] * 2), both(inputs, [conditions] * 2)
@@ -284,7 +284,7 @@ def test_a_merged_module_has_the_statistics_of_frames_under_its_conditions(table
 def test_the_statistics_of_a_module_for_a_missing_sensor_are_of_frames_without_it(tables, trained, fact):
     model, seen = load_model(trained)[0], []
     model.bank.add(BatchNorm.Options(name="without", slots=("trunk.*",), when=(fact,)))
-    hook = model.register_forward_pre_hook(lambda _, given: seen.append(present(given[0])))
+    hook = model.register_forward_pre_hook(lambda _, given: seen.append(present(model.bank, given[0])))
     recalibrate(model, tables, tables.samples("all")[:2], "without")  # routed by what the frames have
     hook.remove()
     assert [{f"no-{name}" for name, there in each.items() if not there} for each in seen] == [{fact}] * 2

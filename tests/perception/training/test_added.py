@@ -24,9 +24,10 @@ from perception.config import Config, Data, Paste, Train, extend_taxonomy, parse
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Conditions
+from perception.grid import BevGrid
 from perception.model import PerceptionModel
 from perception.modules.computation.weight_delta import LowRank
-from perception.sensors.camera.encoder import ImageEncoder
+from perception.sensors.camera.network import CameraNetwork
 from perception.sensors.camera.pretrained import PACKAGE, PACKAGED
 from perception.taxonomy import load_taxonomy
 from perception.training.adapt import MODULE_RATE, adapt, add_task, read_task
@@ -229,20 +230,20 @@ def with_weights(weights: str, backbone: str = "resnet10t") -> Config:
     return config.model_copy(update={"model": model, "tasks": {"map": config.tasks["map"]}})
 
 
-def encoder(weights: str, backbone: str = "resnet10t") -> ImageEncoder:
+def encoder(weights: str, backbone: str = "resnet10t") -> CameraNetwork:
     """With pretrained weights."""
     torch.manual_seed(1)
-    made = ImageEncoder(with_weights(weights, backbone).model.camera).eval()
+    made = CameraNetwork(with_weights(weights, backbone).model.camera, BevGrid()).eval()
     made.load_pretrained()
     return made
 
 
-def levels(made: ImageEncoder) -> list[Tensor]:
+def levels(made: CameraNetwork) -> list[Tensor]:
     """Features of the pictures in the backbone, as the encoder asks for them."""
     found: list[Any] = []
     hook = made.backbone.register_forward_hook(lambda _, given, output: found.extend(output))
     with torch.no_grad():
-        made(inputs(0)["images"], inputs(0)["image_from_reference"])
+        made.encode(inputs(0)["images"], inputs(0)["image_from_reference"])
     hook.remove()
     return found
 
@@ -273,7 +274,7 @@ def weights(another: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def assert_features_of(network: Any, made: ImageEncoder) -> None:
+def assert_features_of(network: Any, made: CameraNetwork) -> None:
     """The encoder's features are those of timm's whole network."""
     with torch.no_grad():
         expected = network.forward_intermediates(normalised(), indices=[2, 3], intermediates_only=True)
@@ -328,7 +329,7 @@ def test_weights_of_the_package() -> None:
     white = made.mean + made.deviation
     assert (white.tolist(), made.mean.tolist()) == ([255.0] * 3, [127.5] * 3)
     assert [level.shape[1:] for level in levels(made)] == [(40, 4, 8), (112, 2, 4)]
-    made(inputs(0)["images"], inputs(0)["image_from_reference"])[0].sum().backward()
+    made.encode(inputs(0)["images"], inputs(0)["image_from_reference"])[0].sum().backward()
     assert all(parameter.grad is not None for parameter in made.backbone.parameters())  # nothing is left unused
     with one_line_error(f"{PACKAGE} is for the backbone {PACKAGED}, this is resnet10t"):
         encoder(PACKAGE)

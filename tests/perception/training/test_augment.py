@@ -13,7 +13,7 @@ from vocabulary import RIG
 from perception.config import Augment
 from perception.frame import PER_POINT, Boxes, Frame
 from perception.grid import BevGrid
-from perception.parts import CameraBranch, Image
+from perception.sensors.camera.config import CameraBranch, Image
 from perception.sensors.camera.picture import fit_width
 from perception.sensors.inputs import InputSpec, prepare
 from perception.training.augment import draw_image_affine, draw_similarity, shuffle_points
@@ -38,7 +38,7 @@ def _boxes(rng: np.random.Generator, number: int = 4) -> Boxes:
 
 def _frame(rng: np.random.Generator) -> Frame:
     points = rng.uniform([0, -15, -2, 0, 0], [40, 15, 2, 255, 0.5], (300, 5)).astype(np.float32)
-    return replace(FRAME, boxes=_boxes(rng), **keyframe(points))
+    return replace(FRAME, truth={"boxes": _boxes(rng).transformed(FRAME.global_from_reference)}, **keyframe(points))
 
 
 def _apply(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -81,7 +81,7 @@ def test_pixels_move_with_the_projected_point(seed: int) -> None:
     frame, similarity = paint_frame(point), draw_similarity(rng, STRONG)
     size = Image(height=256, width=704)
     affine = draw_image_affine(rng, STRONG.model_copy(update={"image_rotation": 5.4}), FULL, size)
-    spec = InputSpec(BevGrid(), None, CameraBranch(image=size), RIG)
+    spec = InputSpec(BevGrid(), {"camera": CameraBranch(image=size)}, RIG)
     inputs = prepare(frame.transformed(similarity), spec, {"CAM_FRONT": affine})
     projection, spot = inputs["image_from_reference"][0, 0].astype(np.float64), spot_of(inputs["images"][0, 0])
     np.testing.assert_allclose(spot, _pixels(projection, _apply(similarity, point[None]))[0], atol=0.08)
@@ -135,11 +135,11 @@ def test_unknown_velocities_stay_unknown_and_missing_sensors_missing() -> None:
     rng = np.random.default_rng(0)
     boxes = _boxes(rng)
     boxes.velocities[1] = np.nan
-    frame = replace(_frame(rng), points=None, boxes=boxes)
+    frame = replace(_frame(rng), points=None, truth={"boxes": boxes})
     after = frame.transformed(draw_similarity(rng, STRONG))
     assert after.points is None
     assert np.isnan(after.boxes.velocities).all(axis=1).tolist() == [False, True, False, False]
-    assert replace(frame, boxes=None).transformed(np.eye(4)).boxes is None
+    assert replace(frame, truth={}).transformed(np.eye(4)).boxes is None
 
 
 def _affines(number: int, **settings: Any) -> np.ndarray:

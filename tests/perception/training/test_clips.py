@@ -13,25 +13,26 @@ import torch
 from commands import refuses, succeeds
 from made_up import keyframe, paint_frame
 from networks import assert_same, disturb, small
-from torch import Tensor
+from torch import Tensor, nn
 
 from perception.checkpoint import load_model
 from perception.config import Augment, Config, parse_config
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
 from perception.frame import Conditions, Prediction
-from perception.model import PerceptionModel, batch_inputs
-from perception.parts import CameraBranch, Image
+from perception.model import PerceptionModel, Trace, batch_inputs
+from perception.modules.memories import with_spacing
 from perception.predict import TorchPredictor
+from perception.sensors.camera.config import Image
 from perception.sensors.inputs import prepare
-from perception.sensors.state import Limits, Moment, state_inputs
+from perception.state import Limits, Moment, state_inputs
 from perception.tasks.task import to_prediction
 from perception.training.augment import Augmentation
 from perception.training.clips import Clips
 from perception.training.loader import Batch, FrameDataset, Sample, collate
 from perception.training.loop import fit, train
 from perception.training.losses import Losses
-from perception.training.optimize import joint, post_hoc
+from perception.training.optimize import joint, post_hoc, statistics_kept
 
 MEMORY = {"name": "memory", "kind": "memory", "frames": 3, "outages": 0.0}
 LIMITS = Limits(1.2, 70.0)
@@ -48,7 +49,7 @@ def config_with(memory: bool = True, data: dict[str, object] | None = None, **tr
 def plain(**training: object) -> Config:
     """Frames as recorded, each once per epoch."""
     data = {"augment": None, "class_balanced": False}
-    return config_with(data=data, drop_lidar=0.0, drop_cameras=0.0, **training)
+    return config_with(data=data, drop={}, **training)
 
 
 def learned(config: Config) -> PerceptionModel:
@@ -61,7 +62,7 @@ def learned(config: Config) -> PerceptionModel:
 
 def inputs_of(clip: Sample | Batch) -> list[Any]:
     """Of all frames, the oldest first."""
-    return [*(inputs for inputs, _ in clip.earlier), clip.inputs]
+    return [inputs for inputs, _ in clip.frames]
 
 
 def test_samples_are_clips_of_keyframes_that_end_with_each_keyframe_once_per_epoch(tables):
@@ -75,9 +76,9 @@ def test_samples_are_clips_of_keyframes_that_end_with_each_keyframe_once_per_epo
         for position, sample in zip(positions, samples, strict=True):
             drive = drives[tables.scene(sample.token)]
             place = drive.index(sample.token)
-            before = drive[place - len(sample.earlier) : place]
-            frames = [tables.frame(token, spec.reads) for token in [*before, sample.token]]
-            assert [facts for _, facts in sample.earlier] == [frame.conditions for frame in frames[:-1]]
+            frames = [tables.frame(token, spec.reads) for token in drive[: place + 1][-len(sample.frames) :]]
+            assert frames[-1].token == sample.token
+            assert [facts for _, facts in sample.frames] == [frame.conditions for frame in frames]
             for frame, arrays in zip(frames, inputs_of(sample), strict=True):
                 assert all(np.array_equal(arrays[name], each) for name, each in prepare(frame, spec).items())
             moments = [Moment.of(frame) for frame in frames]
@@ -85,7 +86,7 @@ def test_samples_are_clips_of_keyframes_that_end_with_each_keyframe_once_per_epo
                 told = state_inputs(*pair, LIMITS)
                 assert all(np.array_equal(arrays[name], each) for name, each in told.items())
                 assert arrays["state_valid"] == (pair[0] is not None)
-            lengths.append((position // 2, place, len(sample.earlier)))
+            lengths.append((position // 2, place, len(sample.frames) - 1))
     for step in {step for step, _, _ in lengths}:
         asked = max(length for each, _, length in lengths if each == step)
         assert all(length == min(asked, place) for each, place, length in lengths if each == step)
@@ -144,21 +145,21 @@ def test_outages_take_what_a_memory_that_trains_runs_without(tables, when, train
     content = small().model_dump(mode="json") | {"modules": [MEMORY | {"when": when, "outages": 1.0}]}
     clips = Clips(tables, parse_config(content, "test"), LIMITS, trained)
     ends = [clips.clip(tables.samples("all")[2], position) for position in range(40)]
-    assert {each.missing for each in ends if each.earlier} == lost
+    assert {each.missing for each in ends if len(each.tokens) > 1} == lost
     assert {each.outage for each in ends} == {lost != {""}}
 
 
 def test_frames_without_pictures_leave_the_statistics_of_the_camera_also_in_a_clip(tables):
     """They would learn from black pictures; the depth of cells without labels has no loss."""
-    content = small(drop_cameras=1.0, drop_lidar=0.0).model_dump(mode="json") | {"modules": [MEMORY]}
+    content = small(drop={"cameras": 1.0}).model_dump(mode="json") | {"modules": [MEMORY]}
     config = parse_config(content, "test")
     network = PerceptionModel(config)
     joint(network)
-    dataset = FrameDataset(tables, tables.samples("all"), config, depth_cells=network.depth_cells())
+    dataset = FrameDataset(tables, tables.samples("all"), config, supervision=network.supervision())
     samples = (dataset[position] for position in range(20))
-    batch = collate([next(each for each in samples if len(each.earlier) == 2)])
+    batch = collate([next(each for each in samples if len(each.frames) == 3)])
     norms = {name: value.clone() for name, value in network.named_buffers() if name.split(".")[-1].startswith("run")}
-    terms = Losses(network, tuple(network.tasks))(batch.inputs, batch.conditions, batch.labels, batch.earlier)
+    terms = Losses(network, tuple(network.tasks))(batch.frames, batch.labels, Trace())
     assert terms["camera/depth"] == 0
     moved = {name for name, value in network.named_buffers() if name in norms and not torch.equal(value, norms[name])}
     assert moved
@@ -176,6 +177,16 @@ def test_an_outage_teaches_all_weights_and_leaves_the_running_statistics(tables,
     convolutions = {name for name, value in network.named_parameters() if value.ndim == 4}
     assert convolutions
     assert changed >= convolutions
+
+
+def test_a_pass_of_an_outage_that_fails_leaves_the_momenta_of_the_running_statistics():
+    network = PerceptionModel(config_with())
+    norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+    before = [norm.momentum for norm in norms]
+    with pytest.raises(KeyError, match="pillar"), statistics_kept(network):
+        network({})
+    assert [norm.momentum for norm in norms] == before
+    assert all(before)
 
 
 def test_a_memory_for_frames_without_lidar_learns_from_outages_alone(tables, tmp_path):
@@ -204,9 +215,7 @@ def test_one_augmentation_moves_all_frames_of_a_clip_and_their_motion():
     poses = first.global_from_reference, first.global_from_reference @ turn
     mirrored = set()
     for seed in range(8):
-        augmentation = Augmentation(
-            np.random.default_rng(seed), settings, CameraBranch(image=Image(height=64, width=96))
-        )
+        augmentation = Augmentation(np.random.default_rng(seed), settings, Image(height=64, width=96))
         moments, places, pixels = [], [], []
         for time, pose in enumerate(poses):
             points = np.zeros((50, 5), np.float32)
@@ -227,10 +236,10 @@ def test_one_augmentation_moves_all_frames_of_a_clip_and_their_motion():
 
 def sequence(network: PerceptionModel, inputs: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
     """The outputs on frames one after the other."""
-    state, found = network.no_state(len(inputs[0]["state_valid"])), []
+    states, found = network.no_states(len(inputs[0]["state_valid"])), []
     for each in inputs:
-        found.append(network(each | {"state": state}))
-        state = found[-1]["next_state"].detach()
+        found.append(network(each | states))
+        states = {"state": found[-1]["next_state"].detach()}
     return found
 
 
@@ -240,8 +249,8 @@ def clip_samples(tables: Keyframes, config: Config) -> list[Sample]:
     samples = {}
     for position in range(10 * dataset.epoch_length):
         sample = dataset[position]
-        samples[sample.token, len(sample.earlier)] = sample
-    return [samples[drive[2], 2], samples[drive[0], 0]]
+        samples[sample.token, len(sample.frames)] = sample
+    return [samples[drive[2], 3], samples[drive[0], 1]]
 
 
 def clip_batch(tables: Keyframes, config: Config) -> Batch:
@@ -256,7 +265,7 @@ def test_a_batch_has_its_frames_by_age_and_short_clips_do_not_feel_how_they_are_
     network = learned(config)
     with torch.no_grad():
         together = sequence(network, inputs_of(batch))[-1]
-        alone = sequence(network, [{name: each[1:] for name, each in batch.inputs.items()}])[-1]
+        alone = sequence(network, [{name: each[1:] for name, each in batch.frames[-1][0].items()}])[-1]
     for name, value in alone.items():
         torch.testing.assert_close(together[name][1:], value, rtol=1e-4, atol=1e-4)
 
@@ -266,7 +275,7 @@ def test_the_losses_are_those_of_the_last_frame_after_the_earlier_ones(tables):
     batch, network = clip_batch(tables, config), learned(config)
     network.bank.train("memory")
     losses = Losses(network, tuple(network.tasks))
-    torch.stack([*losses(batch.inputs, batch.conditions, batch.labels, batch.earlier).values()]).sum().backward()
+    torch.stack([*losses(batch.frames, batch.labels, Trace()).values()]).sum().backward()
     gradients = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
     assert all(".computations.memory." in name for name in gradients)
     network.zero_grad()
@@ -284,28 +293,33 @@ def test_the_losses_are_those_of_the_last_frame_after_the_earlier_ones(tables):
 def test_shorter_clips_than_those_of_other_processes_are_filled_and_do_not_feel_it(tables, monkeypatch):
     config = plain()
     network, passes = learned(config), []
-    step = network.next_state
-    monkeypatch.setattr(network, "next_state", lambda *given: passes.append(given) or step(*given))
+    step = network.next_states
+    monkeypatch.setattr(
+        network, "next_states", lambda *given, **options: passes.append(given) or step(*given, **options)
+    )
     losses = Losses(network, tuple(network.tasks))
     for sample in clip_samples(tables, config):
         batch, found = collate([sample]), []
-        for longest in (len(batch.earlier), 4):
+        for longest in (len(batch.frames), 5):
             monkeypatch.setattr("perception.training.losses.largest", lambda value, device, longest=longest: longest)
             passes.clear()
-            found.append(losses(batch.inputs, batch.conditions, batch.labels, batch.earlier))
-            assert len(passes) == longest
+            found.append(losses(batch.frames, batch.labels, Trace()))
+            assert len(passes) == longest - 1
         assert_same(*found)
 
 
 def test_earlier_frames_run_on_their_own_conditions(tables, monkeypatch):
     config = plain()
     network, passes = learned(config), []
-    step = network.next_state
-    monkeypatch.setattr(network, "next_state", lambda *given: passes.append(given[1]) or step(*given))
+    step = network.next_states
+    monkeypatch.setattr(
+        network, "next_states", lambda *given, **options: passes.append(given[1]) or step(*given, **options)
+    )
     batch = clip_batch(tables, config)
     weathers = [[Conditions(weather=weather)] * 2 for weather in ("rain", "fog")]
-    earlier = [(own, facts) for (own, _), facts in zip(batch.earlier, weathers, strict=True)]
-    Losses(network, tuple(network.tasks))(batch.inputs, batch.conditions, batch.labels, earlier)
+    *earlier, last = batch.frames
+    changed = [(own, facts) for (own, _), facts in zip(earlier, weathers, strict=True)]
+    Losses(network, tuple(network.tasks))([*changed, last], batch.labels, Trace())
     assert passes == weathers
 
 
@@ -323,15 +337,15 @@ def test_a_predictor_carries_the_state_through_each_drive(tables, batch):
     assert [*predicted] == tokens
     changed = 0
     for scene in tables.scenes():
-        state, before = network.no_state(1), None
+        states, before = network.no_states(1), None
         for token in tables.samples(None, [scene]):
             frame = tables.frame(token, reads)
             moment = Moment.of(frame)
             inputs = batch_inputs([prepare(frame, predictor.spec) | state_inputs(before, moment, LIMITS)])
             with torch.no_grad():
-                dense = network(inputs | {"state": state}, [frame.conditions])
+                dense = network(inputs | states, [frame.conditions])
                 outputs = network.decode(dense)
-            state, before = dense["next_state"], moment
+            states, before = {"state": dense["next_state"]}, moment
             arrays = {name: value.numpy() for name, value in outputs.items()}
             assert_equal(predicted[token], to_prediction(network.tasks, arrays))
             alone = predictor(frame).results["detection"].scores
@@ -398,7 +412,7 @@ def test_a_memory_that_no_frame_could_train_is_refused(tables, tmp_path):
 def test_a_training_says_which_spacings_it_has_seen(tables, given, spacing):
     """From that of the keyframes to what the options say, as far as a state is used."""
     network = PerceptionModel(plain())
-    spec = network.config.modules[0].with_spacing(given)
+    spec = with_spacing(network.config.modules[0], given)
     config = network.config.model_copy(update={"modules": (spec,)})
     dataset = FrameDataset(tables, tables.samples("all"), config)
     assert dataset.spacing == (spacing or given)

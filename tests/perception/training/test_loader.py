@@ -60,6 +60,10 @@ def _batches(tables: NuScenesTables, config: Config, *start_and_processes: int) 
     return list(batches(FrameDataset(tables, tables.samples(), config), config, *start_and_processes))
 
 
+def _pictures(batch: Batch) -> torch.Tensor:
+    return batch.frames[-1][0]["images"]
+
+
 def _of_folder(root: Path, **data: Any) -> list[Batch]:
     return _batches(NuScenesTables(root, "v1.0-tiny"), _config(**data))
 
@@ -75,7 +79,7 @@ def test_samples_depend_on_seed_and_position_alone(mapped: NuScenesTables, monke
     assert len(whole) == 6
     _assert_all_equal(whole[4:], _batches(mapped, _config(), 4))
     other = parse_config({**_config().model_dump(), "seed": 1}, "test")
-    assert not torch.equal(whole[0].inputs["images"], _batches(mapped, other)[0].inputs["images"])
+    assert not torch.equal(_pictures(whole[0]), _pictures(_batches(mapped, other)[0]))
     threads = cv2.getNumThreads()
     cv2.setNumThreads(4)
     cv2.warpAffine(np.zeros((2000, 2000, 3), np.uint8), np.eye(2, 3), (2000, 2000))
@@ -93,21 +97,23 @@ def test_processes_and_passes_share_the_positions_of_a_step(mapped, processes, p
     assert [len(share) for share in shares] == [passes] * processes
     parts = [batch for one_pass in zip(*shares, strict=True) for batch in one_pass]
     assert whole[0].tokens == [token for part in parts for token in part.tokens]
-    assert torch.equal(whole[0].inputs["images"], torch.cat([part.inputs["images"] for part in parts]))
+    assert torch.equal(_pictures(whole[0]), torch.cat([_pictures(part) for part in parts]))
     with pytest.raises(InputError, match=r"train.batch: 4 frames cannot be divided among 3 processes with 1 passes"):
         _batches(mapped, _config({"batch": 4}), 0, 0, 3)
 
 
 def test_without_augmentation_samples_are_the_prepared_frames(mapped: NuScenesTables) -> None:
-    config = _config({"drop_lidar": 0.0, "drop_cameras": 0.0}, augment=None, class_balanced=False)
+    config = _config({"drop": {}}, augment=None, class_balanced=False)
     dataset = FrameDataset(mapped, mapped.samples(), config)
     assert dataset.epoch_length == 3
     epoch = [dataset[position] for position in range(3)]
     assert sorted(sample.token for sample in epoch) == sorted(mapped.samples())
     for sample in epoch:
+        ((inputs, conditions),) = sample.frames
         frame = mapped.frame(sample.token, Reads(sweeps=dataset._spec.sweeps))
         for name, array in prepare(frame, dataset._spec).items():
-            np.testing.assert_array_equal(sample.inputs[name], array)
+            np.testing.assert_array_equal(inputs[name], array)
+        assert conditions == frame.conditions
         centers = frame.boxes.centers
         place, own = config.head_grid.continuous(centers), sample.labels["detection"]
         cells = np.floor(place).astype(int)
@@ -117,11 +123,12 @@ def test_without_augmentation_samples_are_the_prepared_frames(mapped: NuScenesTa
         # The road is 10 m wide and the vehicle on its middle line, in cells of 0.8 m.
         assert sample.labels["map"]["cells"][0].sum(axis=0).max() == pytest.approx(10 / 0.8, abs=1)
     # Joined, and trimmed to the most pillars.
-    batch, counts = collate(epoch[:2]), [int((each.inputs["pillar_counts"] > 0).sum()) for each in epoch[:2]]
-    assert batch.inputs["pillar_points"].shape == (2, max(counts), 8, 5)
-    assert (batch.inputs["pillar_counts"] > 0).sum(dim=1).tolist() == counts
+    batch, counts = collate(epoch[:2]), [int((each.frames[0][0]["pillar_counts"] > 0).sum()) for each in epoch[:2]]
+    ((tensors, facts),) = batch.frames
+    assert tensors["pillar_points"].shape == (2, max(counts), 8, 5)
+    assert (tensors["pillar_counts"] > 0).sum(dim=1).tolist() == counts
     assert batch.labels["detection"]["real"].sum(dim=1).tolist() == [2, 2]
-    assert [conditions["weather"] for conditions in batch.conditions] == ["rain", "rain"]
+    assert [conditions["weather"] for conditions in facts] == ["rain", "rain"]
 
 
 def test_labels_are_made_of_truth_that_is_not_kept(mapped: NuScenesTables) -> None:
@@ -147,12 +154,12 @@ def test_labels_are_made_of_truth_that_is_not_kept(mapped: NuScenesTables) -> No
         np.testing.assert_array_equal(classes[seen], truth.classes[seen])
         cells = area.rasterize(mapped.frame(token), parse_config(content, "voxels").head_grid)
         np.testing.assert_array_equal(sample.labels["map"]["cells"], cells)
-    assert [frame.truth for frame in dataset._frames._frames.values()] == [{}]
+    assert [{*frame.truth} for frame in dataset._frames._frames.values()] == [{"boxes"}]
 
 
 def test_sensors_are_dropped_in_their_shares_and_never_both(mapped: NuScenesTables, every_kind: Any) -> None:
     """Of the points nothing is left, of whichever LiDAR they are."""
-    shares, rng = {"drop_lidar": 0.3, "drop_cameras": 0.2}, np.random.default_rng(0)
+    shares, rng = {"drop": {"lidar": 0.3, "cameras": 0.2}}, np.random.default_rng(0)
     dataset, tables = FrameDataset(mapped, mapped.samples(), _config(shares)), every_kind["truck"]
     frame = tables.frame(tables.samples()[0])
     assert frame.lidar_of_point is not None
@@ -163,8 +170,8 @@ def test_sensors_are_dropped_in_their_shares_and_never_both(mapped: NuScenesTabl
     assert (~cameras).mean() == pytest.approx(0.2, abs=0.03)
     blind = seen[lidar.argmin()]
     assert [getattr(blind, name) for name in PER_POINT] == [None] * 4
-    for shares, name in (({"drop_lidar": 1.0}, "pillar_counts"), ({"drop_cameras": 1.0}, "image_from_reference")):
-        assert not _dataset(mapped, shares)[0].inputs[name].any()
+    for shares, name in (({"lidar": 1.0}, "pillar_counts"), ({"cameras": 1.0}, "image_from_reference")):
+        assert not _dataset(mapped, {"drop": shares})[0].frames[-1][0][name].any()
 
 
 def test_what_is_missing_is_marked_and_the_only_sensor_is_not_dropped(tiny_root: Path) -> None:
@@ -174,7 +181,7 @@ def test_what_is_missing_is_marked_and_the_only_sensor_is_not_dropped(tiny_root:
     for file in (tiny_root / "samples").glob("CAM_*/*"):
         file.unlink()
     tables = NuScenesTables(tiny_root, "v1.0-tiny")
-    assert _dataset(tables, {"drop_lidar": 1.0})[0].inputs["pillar_counts"].any()
+    assert _dataset(tables, {"drop": {"lidar": 1.0}})[0].frames[-1][0]["pillar_counts"].any()
 
 
 @given(st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=20, unique=True), min_size=1), st.integers(0, 99))

@@ -26,7 +26,8 @@ from perception.config import (
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.model import PerceptionModel
-from perception.parts import Grid, Lidar, Model, Trunk
+from perception.parts import Grid, Model, Trunk
+from perception.sensors.lidar.config import Lidar
 from perception.tasks.conditions.task import ConditionsConfig
 from perception.tasks.detection.config import DetectionHead
 from perception.tasks.map.task import MapHead

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_size_t, c_uint8, c_void_p
 from functools import cache
 from itertools import takewhile
@@ -39,12 +39,17 @@ class _Camera(ctypes.Structure):
     ]  # fmt: skip
 
 
+class _Input(ctypes.Structure):
+    _fields_ = [("size", c_size_t), ("name", c_char_p), ("data", c_void_p), ("bytes", c_size_t)]
+
+
 class _Frame(ctypes.Structure):
     _fields_ = [
         ("size", c_size_t), ("scene", c_char_p), ("timestamp", c_int64), ("global_from_reference", c_double * 16),
         ("global_from_ego", c_double * 16), ("points", c_void_p), ("sweep_of_point", c_void_p),
         ("point_count", c_size_t), ("cameras", POINTER(_Camera)), ("camera_count", c_size_t),
-        ("conditions", POINTER(c_char_p)), ("condition_count", c_size_t),
+        ("conditions", POINTER(c_char_p)), ("condition_count", c_size_t), ("inputs", POINTER(_Input)),
+        ("input_count", c_size_t),
     ]  # fmt: skip
 
 
@@ -142,13 +147,16 @@ class Runtime:
             results.append({**_fields(result), "kind": _KINDS[result.kind]})
         return {**_fields(found), "results": results}
 
-    def step(self, frame: Any, conditions: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    def step(
+        self, frame: Any, conditions: Sequence[str] = (), inputs: Mapping[str, np.ndarray] | None = None
+    ) -> dict[str, np.ndarray]:
         """Results, inputs and outputs of a `perception.frame.Frame` by the names of `tessera_get`, until the next step.
 
         Args:
             conditions: what is known to hold.
+            inputs: those of kinds of sensors that the library does not know; None: none of these is there.
         """
-        given, kept = _frame(frame, conditions)
+        given, kept = _frame(frame, conditions, inputs)
         self._require(self._library.tessera_step(self._handle, ctypes.byref(given)))
         del kept  # lived as long as the call
         return self.arrays()
@@ -308,7 +316,9 @@ def _strings(values: Iterable[str]) -> Any:
     return (c_char_p * max(1, len(every)))(*every)
 
 
-def _frame(frame: Any, conditions: Sequence[str]) -> tuple[_Frame, list[Any]]:
+def _frame(
+    frame: Any, conditions: Sequence[str], inputs: Mapping[str, np.ndarray] | None = None
+) -> tuple[_Frame, list[Any]]:
     """The frame for a call, and what must live as long."""
     given, kept = _sized(_Frame), list[Any]()
 
@@ -334,5 +344,10 @@ def _frame(frame: Any, conditions: Sequence[str]) -> tuple[_Frame, list[Any]]:
             getattr(own, matrix)[:] = np.asarray(getattr(camera, matrix), np.float64).ravel().tolist()
     given.cameras, given.camera_count = cameras, len(frame.cameras)
     given.conditions, given.condition_count = _strings(conditions), len(conditions)
-    kept += [cameras]
+    further = (_Input * max(1, len(inputs or ())))()
+    for one, (name, array) in zip(further, (inputs or {}).items(), strict=False):
+        one.size, one.name, one.bytes = ctypes.sizeof(_Input), name.encode(), array.nbytes
+        one.data = address(name, array, array.dtype, *array.shape)
+    given.inputs, given.input_count = further, len(inputs or ())
+    kept += [cameras, further]
     return given, kept

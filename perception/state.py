@@ -1,13 +1,10 @@
-"""What a network with a memory gets with its state: the vehicle's motion and the time since then. numpy only.
-
-Training, evaluation and the vehicle follow the same `StateFrame`; the state itself, a `next_state` of the network, is
-kept by who runs it.
-"""
+"""The states that a network carries from frame to frame: their names, when they can be used, and how far the vehicle
+has moved since their frame. numpy only."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -15,6 +12,8 @@ from perception.frame import Frame
 from perception.geometry import inverse, product
 
 Reset = Literal["first frame", "another drive", "time does not go on", "gap", "impossible motion"]
+NEXT = "next_"  # before the name of a state: the output that is the state on the next frame
+MOTION_INPUTS = ("current_from_previous", "state_valid", "elapsed")  # of a network with states, see `state_inputs`
 RIGID = 1e-3  # largest entry of R^T R - 1 of a rotation, with room for poses in single precision
 
 
@@ -24,11 +23,10 @@ class Limits(NamedTuple):
     seconds: float
     speed: float
 
-    @staticmethod
-    def of(modules: Iterable[Any]) -> Limits | None:
-        """The strictest limits of the memories among a network's modules (`Config.modules`); None without a memory."""
-        found = [part for module in modules for part in module.memories]
-        return Limits(min(m.seconds for m in found), min(m.speed for m in found)) if found else None
+
+def states_of(outputs: Iterable[str]) -> dict[str, str]:
+    """NAME -> next_NAME, for each state of a network with these outputs. Outputs of tasks are called TASK/NAME."""
+    return {name.removeprefix(NEXT): name for name in outputs if name.startswith(NEXT) and "/" not in name}
 
 
 class Moment(NamedTuple):
@@ -73,14 +71,14 @@ def relative_motion(previous: Moment, moment: Moment) -> np.ndarray | None:
     return motion if rigid else None
 
 
-def state_inputs(previous: Moment | None, moment: Moment, limits: Limits) -> dict[str, np.ndarray]:
+def state_inputs(previous: Moment | None, moment: Moment | None, limits: Limits) -> dict[str, np.ndarray]:
     """The inputs of one frame of a network with a memory besides `state`, which is of the `previous` one.
 
     current_from_previous (1, 4, 4) float32 maps points at rest from the reference frame of the frame before to that of
     this one; state_valid (1,) float32, 1 or 0; elapsed (1,) float32 s. If it is not valid: the identity, 0 and 0.
     """
     motion, elapsed = None, 0.0
-    if previous is not None and reset_reason(previous, moment, limits) is None:
+    if previous is not None and moment is not None and reset_reason(previous, moment, limits) is None:
         motion, elapsed = relative_motion(previous, moment), (moment.timestamp - previous.timestamp) / 1e6
     matrix = np.eye(4) if motion is None else motion
     return {
@@ -88,35 +86,3 @@ def state_inputs(previous: Moment | None, moment: Moment, limits: Limits) -> dic
         "state_valid": np.array([motion is not None], np.float32),
         "elapsed": np.array([elapsed], np.float32),
     }
-
-
-class StateFrame:
-    """The frame that a network's state is of, while it sees the frames of a drive in order of time.
-
-    It is the frame before, unless that lacked a sensor which an earlier one had: as long as a state can be used, a
-    frame with fewer sensors does not replace it. It holds what no frame since has seen, and moving it from frame to
-    frame would blur it, by one interpolation for each. It cannot be used where the drive does not go on from the frame
-    before either: a jump in the middle of an outage is one, though the vehicle could have come so far since the state.
-    """
-
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-        self._moment: Moment | None = None
-        self._before: Moment | None = None  # of the frame before
-        self._sensors: Set[str] = frozenset()
-
-    def inputs(self, moment: Moment) -> dict[str, np.ndarray]:
-        goes_on = reset_reason(self._before, moment, self._limits) is None
-        return state_inputs(self._moment if goes_on else None, moment, self._limits)
-
-    def advance(self, moment: Moment, inputs: Mapping[str, np.ndarray], sensors: Set[str]) -> bool:
-        """Whether the next state of a frame, from its `inputs`, in which the network saw these sensors replaces the
-        state."""
-        replaces = not inputs["state_valid"].any() or sensors >= self._sensors
-        if replaces:
-            self._moment, self._sensors = moment, sensors
-        self._before = moment
-        return replaces
-
-    def forget(self) -> None:
-        self._moment = self._before = None

@@ -3,7 +3,7 @@
     Stack("rain", "night")                       night reads the output with the delta of rain
     Parallel("rain", "night")                    both read the layer's output; their deltas are summed
     Average("rain", "night", weights=[0.7, 0.3]) as Parallel, each delta times its weight; without weights, the mean
-    Fuse("rain", "night")                        as Parallel, with attention over the deltas (`representations.py`)
+    Fuse("rain", "night")                        as Parallel, with attention over the deltas (`AttentionFusion`)
 
 The text form of the same blocks, in error messages and in configurations, is `stack(rain, night)` and
 `average(0.7*rain, 0.3*night)`, which `parse_block` reads:

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from perception.config import load_config
+from perception.modules.memories import limits_of
 from perception.modules.spec import ModuleUnion, parse_module
-from perception.sensors.state import Limits, Moment, StateFrame, reset_reason, state_inputs
+from perception.state import Limits, Moment, reset_reason, state_inputs
 
 LIMITS = Limits(seconds=1.0, speed=50.0)
 
@@ -65,38 +66,6 @@ def test_the_state_is_used_within_a_drive_that_goes_on(before, now, reason):
         assert inputs["elapsed"] == np.float32((now.timestamp - before.timestamp) / 1e6)
 
 
-SENSORS = st.sets(st.sampled_from(["lidar", "cameras"]))
-
-
-STEPS = st.sampled_from([0.3, 0.3, 0.6, 1.1, -0.1])  # s; the last one is a clock that was set back
-
-
-@given(st.lists(st.tuples(STEPS, st.sampled_from([0.0, 0.0, 40.0]), SENSORS), max_size=12))
-def test_a_frame_with_fewer_sensors_leaves_the_state_as_long_as_it_can_be_used(frames):
-    """Each frame uses the state of the latest one before it which none behind that has replaced.
-
-    Not where the drive does not go on from the frame before: it jumped 40 m, as far as the vehicle comes in 0.8 s.
-    """
-    of, before, time = StateFrame(LIMITS), list[tuple[Moment, set[str]]](), 0.0
-    last: Moment | None = None
-    for step, jump, sensors in frames:
-        time += step
-        moment = Moment("a", round(1e6 * time), pose(5 * time + jump))
-        latest = before[-1] if before else None
-        inputs = of.inputs(moment)
-        used = latest is not None and not any(reset_reason(each, moment, LIMITS) for each in (last, latest[0]))
-        expected = state_inputs(latest[0] if used and latest else None, moment, LIMITS)
-        assert all(np.array_equal(inputs[name], each) for name, each in expected.items())
-        assert bool(inputs["state_valid"]) == used
-        lacks = latest is not None and bool(latest[1] - sensors)
-        assert of.advance(moment, inputs, sensors) == (not (used and lacks))
-        if not (used and lacks):
-            before.append((moment, sensors))
-        last = moment
-    of.forget()
-    assert of.inputs(BEFORE)["state_valid"] == 0
-
-
 meters, angles = st.floats(-20, 20), st.floats(-0.2, 0.2)
 
 
@@ -115,10 +84,10 @@ def test_the_strictest_memory_of_a_network_sets_the_limits():
         parse_module({"kind": "memory", "name": name, **limits})
         for name, limits in (("slow", {"speed": 20.0, "seconds": 3.0}), ("near", {"seconds": 0.4}))
     )
-    assert Limits.of([]) is None
-    assert Limits.of([slow]) == (3.0, 20.0)
+    assert limits_of([]) is None
+    assert limits_of([slow]) == (3.0, 20.0)
     both = ModuleUnion(name="both", parts=(slow, {"kind": "rescale", "name": "r"}))
-    assert Limits.of([both, near]) == (0.4, 20.0)
+    assert limits_of([both, near]) == (0.4, 20.0)
 
 
 def test_the_inputs_of_a_configuration_tell_of_its_memory(tmp_path):

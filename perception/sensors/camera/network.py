@@ -1,4 +1,4 @@
-"""Camera branch: image features with a depth distribution for each feature cell."""
+"""Camera branch: image features with a depth distribution for each feature cell, lifted to a BEV feature map."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perception.errors import InputError
+from perception.grid import BevGrid
 from perception.loss import Loss
 from perception.modules.slot import ConvBlock, Slot, add_slots
-from perception.parts import CameraBranch, Depth, Image
+from perception.sensors.camera.config import CameraBranch, Depth, Image
+from perception.sensors.camera.lift import Lift
 from perception.sensors.camera.pretrained import picture_backbone
+from perception.sensors.network import SensorNetwork
 
 
 class LensDepth(nn.Module):
@@ -83,19 +86,21 @@ def depth_loss(logits: Tensor, labels: Tensor, depth: Depth) -> Loss:
     return Loss(depth.supervision * sums, known.sum(dim=(1, 2, 3)))
 
 
-class ImageEncoder(nn.Module):
+class CameraNetwork(SensorNetwork):
     """timm backbone, feature pyramid (Lin et al., 2017), and a head for context and depth (LSS, Philion 2020).
 
     The pyramid's finest level gives the output: (B, N, H, W, 3) uint8 images become context (B, N, C, h, w) and
-    logits of the depth (B, N, D, h, w), with h = H / stride of that level.
+    logits of the depth (B, N, D, h, w), with h = H / stride of that level. `Lift` makes the map of them.
     """
 
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, config: CameraBranch) -> None:
+    def __init__(self, config: CameraBranch, grid: BevGrid) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.stride = config, config.stride
+        self.channels = config.channels * len(config.heights)
+        self.lift = Lift(config, grid.coarser(config.stride))
         self.backbone = picture_backbone(config.backbone, config.stages)
         from timm.data import resolve_model_data_config
 
@@ -121,7 +126,32 @@ class ImageEncoder(nn.Module):
             add_slots(network, "camera.backbone")
             self.backbone.load_state_dict(network.state_dict(), strict=False)  # it lacks the modules
 
-    def forward(self, images: Tensor, image_from_reference: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, inputs: Mapping[str, Tensor], training: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+        images, projections = inputs["images"], inputs["image_from_reference"]
+        context, logits = (self._encode_present if training else self.encode)(images, projections)
+        lifted: Tensor = self.lift(context, logits.softmax(dim=2), projections)
+        return lifted, {} if self.supervision() is None else {"depth": logits}
+
+    def _encode_present(self, images: Tensor, image_from_reference: Tensor) -> tuple[Tensor, Tensor]:
+        """Context and depth logits as from `encode`, which computes only the images of cameras that are present.
+
+        A missing camera has a black image. It would cost time, and in training it would enter the running statistics.
+        Without any image `encode` computes no rows, because several processes need the same parameters in a step.
+        """
+        current = self.head.current
+        present = image_from_reference.flatten(2).any(dim=2)  # B N
+        chosen = present.flatten().nonzero()[:, 0]
+        with current.running(current.route.of_rows(chosen // images.shape[1])):
+            encoded = self.encode(images[present][:, None], image_from_reference[present][:, None])
+        context, logits = (
+            rows.new_zeros(present.numel(), *rows.shape[2:])
+            .index_copy(0, chosen, rows[:, 0])
+            .unflatten(0, present.shape)
+            for rows in encoded
+        )
+        return context, logits
+
+    def encode(self, images: Tensor, image_from_reference: Tensor) -> tuple[Tensor, Tensor]:
         b, n = images.shape[:2]
         x = images.flatten(0, 1).to(self.mean.dtype).permute(0, 3, 1, 2)  # BN 3 H W
         levels = self.backbone((x - self.mean[:, None, None]) / self.deviation[:, None, None])
@@ -135,7 +165,7 @@ class ImageEncoder(nn.Module):
             return context, logits
         return self.head(x).unflatten(0, (b, n)), self.lens_depth(x, image_from_reference).unflatten(0, (b, n))
 
-    def cells_to_supervise(self) -> tuple[int, int] | None:
+    def supervision(self) -> tuple[int, int] | None:
         """(h, w) of the cells that need depth labels; None if the depth is not supervised, or nothing here trains."""
         if not self.config.depth.supervision or not any(parameter.requires_grad for parameter in self.parameters()):
             return None

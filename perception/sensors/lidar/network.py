@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
 
@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from perception.grid import BevGrid
 from perception.modules.slot import Slot
-from perception.parts import Lidar
+from perception.sensors.lidar.config import Lidar
+from perception.sensors.network import SensorNetwork
 
 
-class _Encoder(nn.Module):
+class _Encoder(SensorNetwork):
     """Points of each pillar -> features of its cell -> BEV feature map (B, C, rows, columns) on the pillar grid.
 
     A point has these features: x, y, z, intensity, dt, its offset from the mean of the pillar's points (3) and from the
@@ -24,21 +25,20 @@ class _Encoder(nn.Module):
 
     scale: Tensor
 
-    def __init__(self, grid: BevGrid, axes: int) -> None:
+    def __init__(self, config: Lidar, grid: BevGrid, axes: int) -> None:
         super().__init__()
-        self.grid, self.axes = grid, axes
+        self.channels, self.grid, self.axes = config.channels, grid, axes
         far = max(abs(v) for v in (*grid.x, *grid.y))
         high = max(abs(v) for v in grid.z)
         near = [1 / grid.cell, 1 / grid.cell, 1.0]
         scale = [1 / far, 1 / far, 1 / high, 1 / 255, 2.0, *near, *near[:axes]]
         self.register_buffer("scale", torch.tensor(scale), persistent=False)
 
-    def forward(self, points: Tensor, counts: Tensor, cells: Tensor) -> Tensor:
-        """points (B, P, M, 5) float, counts (B, P) int, cells (B, P) int -> (B, C, rows, columns)."""
-        cells = cells.long()
+    def forward(self, inputs: Mapping[str, Tensor], training: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+        points, counts, cells = inputs["pillar_points"], inputs["pillar_counts"], inputs["pillar_cells"].long()
         real = torch.arange(points.shape[2], device=points.device) < counts[..., None]  # B P M
         features = self._of_pillars(self._of_points(points, counts, cells, real), counts, real)
-        return scatter_pillars(features, cells, self.grid.shape)
+        return scatter_pillars(features, cells, self.grid.shape), {}
 
     def _of_pillars(self, points: Tensor, counts: Tensor, real: Tensor) -> Tensor:
         """(B, P, C) from the features of points (B, P, M, 8 + axes)."""
@@ -63,8 +63,7 @@ class PillarEncoder(_Encoder):
     """One layer for the points, and their maximum (PointPillars, Lang et al., 2019); ten features a point."""
 
     def __init__(self, config: Lidar, grid: BevGrid) -> None:
-        super().__init__(grid, axes=2)
-        self.channels = config.channels
+        super().__init__(config, grid, axes=2)
         self.real_statistics = config.encoder == "real"
         self.linear = Slot("lidar.pillar", nn.Linear(10, config.channels, bias=False))
         self.norm = Slot("lidar.pillar.norm", nn.BatchNorm1d(config.channels, eps=1e-3))
@@ -133,7 +132,7 @@ class VoxelFeatureEncoder(_Encoder):
     """
 
     def __init__(self, config: Lidar, grid: BevGrid) -> None:
-        super().__init__(grid, axes=3)
+        super().__init__(config, grid, axes=3)
         self.pool = config.pool
         widths = (11, *config.hidden, config.channels)
         self.layers = nn.ModuleList(
