@@ -337,7 +337,7 @@ def test_a_memory_for_some_conditions_begins_anew_where_they_begin(apart: bool, 
 def test_networks_for_routes_share_the_state(tmp_path: Path) -> None:
     """As one network does whose modules change with the weather; the bundle says what the memory was trained for."""
     rain = {"name": "rain", "kind": "low_rank", "slots": ["fuse*", "trunk.*"], "rank": 2, "when": ["rain"]}
-    run = checkpoint_of(modular("shared", [MEMORY | {"spacing": [0.2, 0.4]}, rain]), spread=0.1)
+    run = checkpoint_of(modular("shared", [MEMORY | {"spacing": [0.2, 0.4]}, rain]))
     runtime = Runtime(export(run, tmp_path / "bundle", [[], ["rain"]], console=QUIET, apart=True).path)
     assert [each.bundle.manifest.state.spacing for each in runtime._networks] == [(0.2, 0.4)] * 2
     assert runtime.spacing == 0.2
