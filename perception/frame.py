@@ -259,6 +259,7 @@ class Frame:
     truth: Mapping[str, Any] = field(default_factory=dict)
     scans: Mapping[str, Scan] = field(default_factory=dict)  # by name in the rig, of sensors of further kinds
     nanoseconds: int = 0  # 0 to 999, by which the message's stamp is later than `timestamp`
+    placed: bool = True  # whether the poses are known; else they are the identity, and the frame is alone in its drive
 
     @cached_property
     def boxes(self) -> Boxes | None:

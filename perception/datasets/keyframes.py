@@ -124,6 +124,7 @@ class Recording:
     own: Box | None = None  # the own vehicle, whose points are left out; None: those within 1 m of a LiDAR
     files: Callable[[], Iterable[Path]] = tuple  # further files that a frame is read from, there or not
     opened: Sequence[Stamp] = ()  # of files that were read when the data set was opened
+    placed: bool = True  # whether the poses are known; else they are the identity
     # By name in the rig, of sensors of further kinds: reads the scan in a frame of reference, given (4, 4)
     # reference_from_global; None where it is missing.
     scans: Mapping[str, Callable[[np.ndarray], Scan | None]] = field(default_factory=dict)
@@ -244,6 +245,7 @@ def assemble(recording: Recording, reads: Reads) -> Frame:
         location=recording.location,
         position=recording.position,
         truth=truth,
+        placed=recording.placed,
         scans={name: scan for name, scan in scans.items() if scan is not None},
         **cloud._asdict(),
     )

@@ -123,6 +123,7 @@ class Kitti:
             pictures={CAMERA: picture} if CAMERA in self.rig.sensors.cameras else {},
             truth={"boxes": Annotation(partial(self._boxes, place))} if annotated else {},
             own=self.rig.own,
+            placed=place.oxts is not None,
             files=lambda: [*(place.oxts or ()), *filter(None, [place.labels])],
         )
 

@@ -1,4 +1,4 @@
-"""Opens recorded drives: dataroots of nuScenes (its schema), PandaSet or KITTI, infos of mmdet3d, users' own."""
+"""Opens recorded drives: dataroots of nuScenes (its schema), PandaSet or KITTI, infos of mmdet3d, files, users' own."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from perception.datasets.drives import Drives, read_splits
 from perception.datasets.infos import Infos
 from perception.datasets.keyframes import NO_SENSORS, Annotation, Keyframes, Reads, Recording, assemble
 from perception.datasets.kitti import Kitti, is_kitti
+from perception.datasets.loose import LooseFiles, is_loose
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.datasets.nuscenes.tables import only_version, versions
@@ -123,6 +124,8 @@ def open_source(
         if not versions(data) and (roots := dataroots_below(data)):
             given = version or only_version(roots[0])
             return JoinedTables(data, given, rig or load_rig("nuscenes"), taxonomy or load_taxonomy("nuscenes"))
+        if not versions(data) and is_loose(data):
+            return LooseFiles(data, version, rig, taxonomy)
         return NuScenesTables(data, version or only_version(data), rig, taxonomy)
     if version is not None:
         raise InputError(f"{data}: infos have no --version; it chooses among the tables of a dataroot")

@@ -5,15 +5,16 @@ const frameCount = data.milliseconds.length;
 const totals = data.milliseconds.map(stages => stages.reduce((sum, ms) => sum + ms, 0));
 const sceneOf = number => data.scenes.filter(([first]) => first <= number).pop()[1];
 const place = number => `#frame-${number + 1}`;  // readers count from 1
-const total = data.latency.stages.total;
+const timed = data.latency;  // null where nothing was timed
+const total = timed && timed.stages.total;
 
 // ---- verdict
 
 const {verdict} = data;
 const judged = panel(main, "", {id: "verdict"}), outcome = make("div", judged, null, {className: "outcome"});
 judged.classList.add(verdict ? {pass: "passed", fail: "failed", inconclusive: "undecided"}[verdict.outcome] : "unjudged");
-make("b", outcome, verdict ? verdict.outcome[0].toUpperCase() + verdict.outcome.slice(1) : "Replay");
-const summary = make("span", outcome, "not judged: neither gates nor a baseline were given");
+make("b", outcome, verdict ? verdict.outcome[0].toUpperCase() + verdict.outcome.slice(1) : data.unjudged[0]);
+const summary = make("span", outcome, data.unjudged[1]);
 make("span", outcome, `${data.bundle.network} on ${data.bundle.engine}, ${data.bundle.precision}`, {className: "dim", id: "subtitle"});
 if (verdict) {
   const having = outcome => verdict.cases.filter(c => c.outcome === outcome);
@@ -41,12 +42,14 @@ const ill = new Set(data.lanes.filter(lane => lane.kind === "health").flatMap(la
   .filter(span => span.value !== "ok")
   .flatMap(span => Array.from({length: span.to - span.from + 1}, (_, i) => span.from + i)));
 tiles([
-  [frameCount, frameCount === 1 ? "frame replayed" : "frames replayed"],
+  [frameCount, frameCount === 1 ? "frame" : "frames"],
   [data.scenes.length, data.scenes.length === 1 ? `scene: ${data.scenes[0][1]}` : "scenes"],
-  [ill.size, ill.size === 1 ? "frame with an ill sensor" : "frames with an ill sensor"],
-  [`${data.latency.stages.engine.p50.toFixed(1)} ms`, "engine, median"],
-  [`${total.p50.toFixed(1)} ms`, "all stages, median"],
-  [`${total.p99.toFixed(1)} ms`, "all stages, 99th percentile"],
+  ...(timed ? [
+    [ill.size, ill.size === 1 ? "frame with an ill sensor" : "frames with an ill sensor"],
+    [`${timed.stages.engine.p50.toFixed(1)} ms`, "engine, median"],
+    [`${total.p50.toFixed(1)} ms`, "all stages, median"],
+    [`${total.p99.toFixed(1)} ms`, "all stages, 99th percentile"],
+  ] : []),
 ]);
 
 // ---- lanes; x is the number of the frame
@@ -61,7 +64,7 @@ const laneName = lane => {
   const switches = lane.spans.filter(span => !starts.has(span.from)).length;
   return words(lane.name) + (lane.kind === "route" && switches ? `, ${switches} switch${switches === 1 ? "" : "es"}` : "");
 };
-const drive = panel(main, "Over the drive", {id: "drive"}), lanes = draw("svg", drive, {id: "lanes"});
+const drive = panel(timed ? main : document.createElement("div"), "Over the drive", {id: "drive"}), lanes = draw("svg", drive, {id: "lanes"});
 const high = BARS + 24 + LANE * shownLanes.length;
 lanes.setAttribute("viewBox", `0 0 ${WIDE} ${high}`);
 const shade = (lane, value) => {

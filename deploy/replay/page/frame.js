@@ -170,7 +170,7 @@ function show(index) {
   state.replaceChildren();
   make("strong", state, `${frame.scene}, ${frame.seconds.toFixed(1)} s`);
   make("span", state, [frame.location, ...frame.conditions].filter(Boolean).join(" \u00b7 "), {className: "dim"});
-  make("span", state, data.stages.map((s, i) => `${s} ${data.milliseconds[frame.number][i].toFixed(0)}`).join(" \u00b7 ") + " ms", {className: "dim"});
+  if (timed) make("span", state, data.stages.map((s, i) => `${s} ${data.milliseconds[frame.number][i].toFixed(0)}`).join(" \u00b7 ") + " ms", {className: "dim"});
   const absent = arranged.filter(name => !frame.cameras[name]);
   const lost = [...(frame.points ? [] : ["LiDAR"]), ...(absent.length && absent.length === arranged.length ? ["all cameras"] : absent)];
   if (lost.length) make("span", state, `missing: ${lost.join(", ")}`, {className: "warning"});

@@ -233,7 +233,7 @@ class MapTask(Task[np.ndarray]):
         return cells
 
     def draw(self, frame: Frame, result: np.ndarray, state: np.ndarray | None) -> list[RasterLayer]:
-        return [] if state is None else [RasterLayer("map", state, self.grid, self.taxonomy.map_colours())]
+        return [RasterLayer("map", result if state is None else state, self.grid, self.taxonomy.map_colours())]
 
     @staticmethod
     def arrays(result: np.ndarray) -> dict[str, np.ndarray]:

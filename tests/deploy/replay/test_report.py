@@ -19,7 +19,8 @@ from vocabulary import CONDITIONS, NUSCENES, sensors
 
 from deploy.replay import pictures
 from deploy.replay.latency import STAGES, Latency
-from deploy.replay.report import EVENLY, MOST_BOXES, DriveRange, Report, with_verdict
+from deploy.replay.frames import MOST_BOXES
+from deploy.replay.report import EVENLY, DriveRange, Report, with_verdict
 from deploy.replay.run import replay
 from deploy.replay.settings import Source
 from deploy.replay.timeline import Timeline, WorstFrames

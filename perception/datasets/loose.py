@@ -1,0 +1,192 @@
+"""Single files as frames: LiDAR sweeps (.bin, .npy, .pcd) and pictures (.jpg, .png), without tables, poses or times.
+
+The files lie in one folder, or in a folder for each sensor, such as velodyne/000000.bin and image_02/000000.png; files
+whose names differ only in their ending are one frame. Each frame is a drive of its own, since nothing says when it was
+recorded, or where. A file rig.yaml beside the files says how the sensors are mounted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from perception.datasets.drives import Drives
+from perception.datasets.files import picture_size, read_floats, read_pcd
+from perception.datasets.keyframes import (
+    NO_SENSORS,
+    Picture,
+    Reads,
+    Recording,
+    SweepFile,
+    assemble,
+    keyframe_moments,
+)
+from perception.errors import InputError, report_damage
+from perception.frame import Conditions, Frame, reduce_intrinsics
+from perception.io.stores import read_file
+from perception.rig import LidarLimits, Rig, RigCamera, load_rig
+from perception.taxonomy import Taxonomy, load_taxonomy
+
+_SWEEPS, _PICTURES = (".bin", ".npy", ".pcd"), (".jpg", ".jpeg", ".png")
+RIG = "rig.yaml"
+
+
+class _File(NamedTuple):
+    sensor: str  # name of its folder; "" beside the others
+    frame: str
+    path: Path
+
+    @property
+    def is_sweep(self) -> bool:
+        return self.path.suffix in _SWEEPS
+
+
+def is_loose(path: Path) -> bool:
+    """Whether the path is a sweep or a picture, or a folder of them."""
+    return next(_files(path), None) is not None
+
+
+def _files(path: Path) -> Iterator[_File]:
+    for found in [path] if path.is_file() else chain(path.glob("*"), path.glob("*/*")):
+        if found.suffix in (*_SWEEPS, *_PICTURES) and found.is_file():
+            below = path.is_dir() and found.parent != path
+            yield _File(found.parent.name if below else "", found.name.split(".")[0], found)
+
+
+def read_sweep(path: Path, _timestamp: int = 0) -> tuple[np.ndarray, None]:
+    """Points (N, 5), as `read_cloud` gives them, of a .bin, .npy or .pcd file; intensities from 0 to 1 become 0 to 255.
+
+    A .bin has 20 bytes for a point as nuScenes' (x y z intensity ring, whole numbers), else 16 as KITTI's
+    (x y z intensity). An array has these four columns, too, and perhaps further ones.
+
+    Raises:
+        FileNotFoundError: there is no such file; callers treat it as a missing sensor.
+    """
+    if path.suffix == ".pcd":
+        points = read_pcd(path)[0]
+    elif path.suffix == ".npy":
+        points = _read_array(path)
+    else:
+        size = path.stat().st_size
+        points = read_floats(path, 4 if size % 20 else 5)
+        if points.shape[1] == 5 and size % 16 == 0 and not _are_rings(points[:, 4]):
+            points = read_floats(path, 4)
+    points = np.column_stack([points[:, :4], np.zeros(len(points), np.float32)])
+    points[:, 3] *= 255 if points[:, 3].max(initial=0) <= 1 else 1
+    if (np.abs(points[:, :3]) > LidarLimits().far).any() or (points[:, 3] < 0).any():
+        raise report_damage(
+            f"{path}: its points are not x y z in m and an intensity; give an .npy file of these columns"
+        )
+    return points, None
+
+
+def _are_rings(values: np.ndarray) -> bool:
+    return bool(((values >= 0) & (values < 256) & (values == np.round(values))).all())
+
+
+def _read_array(path: Path) -> np.ndarray:
+    try:
+        points = np.load(path, allow_pickle=False)
+        if points.ndim != 2 or points.shape[1] < 4 or not np.isfinite(points[:, :4]).all():
+            raise ValueError(f"shape {points.shape}")
+        return np.asarray(points, np.float32)
+    except (ValueError, TypeError, EOFError) as error:
+        reason = " ".join(str(error).split())
+        raise report_damage(f"{path}: not an array (N, 4) of finite x y z intensity ({reason})") from None
+
+
+class LooseFiles:
+    """The frames of a folder, or the frame of a file.
+
+    Args:
+        rig: where the folder has no rig.yaml: how the sensors are mounted; None: as on nuScenes' car.
+    """
+
+    has_attributes = False
+
+    def __init__(self, path: Path, _version: str | None, rig: Rig | None, taxonomy: Taxonomy | None) -> None:
+        self.dataroot, self.version = path, "files"
+        folder = path if path.is_dir() else path.parent
+        mounted = load_rig(folder / RIG) if (folder / RIG).exists() else rig or load_rig("nuscenes")
+        self.rig, self.taxonomy = mounted.calibrate(), taxonomy or load_taxonomy("nuscenes")
+        self._cameras = {each.name: each for each in self.rig.cameras}
+        self._sweeps: dict[str, dict[int, Path]] = {}  # frame -> index of a LiDAR -> its file
+        self._pictures: dict[str, dict[str, Path]] = {}
+        files = sorted(_files(path))
+        folders = {each.sensor for each in files if each.is_sweep}
+        for each in files:
+            if each.is_sweep:
+                self._sweeps.setdefault(each.frame, {})[self._lidar(each, len(folders))] = each.path
+            elif (camera := self._camera(each)) is not None:
+                token = folder.name if each.frame == camera else each.frame
+                self._pictures.setdefault(token, {})[camera] = each.path
+        tokens = sorted({*self._sweeps, *self._pictures})
+        if not tokens:
+            raise InputError(
+                f"{path}: no picture is in a folder with a name of the rig {self.rig.name}'s cameras, "
+                f"{', '.join(self._cameras) or 'none'}; name the folders so, or add {folder / RIG}"
+            )
+        drives = Drives(str(path), {token: [token] for token in tokens})
+        self.scenes, self.samples, self.scene = drives.scenes, drives.samples, drives.scene
+
+    def _lidar(self, file: _File, folders: int) -> int:
+        lidars = self.rig.sensors.lidars
+        if file.sensor in lidars:
+            return lidars.index(file.sensor)
+        if folders == 1:
+            return 0
+        raise InputError(f"{file.path.parent}: is no LiDAR of the rig {self.rig.name}; it has {', '.join(lidars)}")
+
+    def _camera(self, file: _File) -> str | None:
+        """The camera of a picture, by its folder or its own name, or the only one; None: none of the rig's."""
+        named = [name for name in (file.sensor, file.frame) if name in self._cameras]
+        only = [*self._cameras] if len(self._cameras) == 1 and not file.sensor else []
+        return next(iter((*named, *only)), None)
+
+    def moments(self, token: str) -> Mapping[str, int]:
+        return keyframe_moments(self, token)
+
+    def conditions(self, token: str) -> Conditions:
+        return Conditions()
+
+    def recording(self, token: str, reads: Reads = NO_SENSORS) -> Recording:
+        mounts = [each.ego_from_sensor for each in self.rig.lidars]
+        here = np.eye(4)
+        return Recording(
+            token=token,
+            scene=token,
+            timestamp=0,
+            global_from_ego=here,
+            ego_from_lidar=mounts[0],
+            lidars={
+                i: [SweepFile(path, 0, here, mounts[i], read=read_sweep)]
+                for i, path in self._sweeps.get(token, {}).items()
+            },
+            pictures={
+                name: _picture(path, self._cameras[name]) for name, path in self._pictures.get(token, {}).items()
+            },
+            own=self.rig.own,
+            placed=False,
+        )
+
+    def frame(self, token: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable
+        return assemble(self.recording(token, reads), reads)
+
+
+def _picture(path: Path, camera: RigCamera) -> Picture:
+    """A picture of any size with the camera's aspect, to which the intrinsics are scaled."""
+    width, height = camera.size
+    try:
+        size = picture_size(read_file(path))
+    except ValueError:
+        size = camera.size  # reading it says what is wrong
+    same = abs(size[0] * height - size[1] * width) <= max(width, height)
+    intrinsics = reduce_intrinsics(camera.intrinsics, width / size[0]) if same else camera.intrinsics
+    distortion = None if camera.lens is None or not camera.lens.distortion else np.array(camera.lens.distortion)
+    return Picture(
+        path, 0, intrinsics, camera.ego_from_sensor, np.eye(4), size if same else camera.size, distortion=distortion
+    )
