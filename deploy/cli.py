@@ -19,7 +19,7 @@ from perception.commands.common import app
 from perception.errors import InputError
 
 # isort: split
-from deploy.commands import bundles, drives, live  # noqa: F401
+from deploy.commands import bundles, drives, live, predict  # noqa: F401
 
 
 class _Pipe(io.FileIO):

@@ -233,6 +233,23 @@ class Manifest(NetworkFacts):
         """The values of the input `conditions`, in its order; empty for a network without it."""
         return self.steering.values
 
+    def facts(self, target: str) -> dict[str, str]:
+        """What the bundle is, in words, for pages."""
+        grid = self.grid
+        return {
+            "network": self.name,
+            "sensors": " + ".join(self.sensors),
+            "engine": target,
+            "precision": self.precision,
+            "routes": ", ".join(self.routes),
+            "modules folded": ", ".join(self.folded) or "none",
+            "modules on board": ", ".join(module.name for module in self.banked) or "none",
+            "parameters": f"{self.parameters:,}",
+            "GFLOP per frame": f"{self.flops / 1e9:.1f}",
+            "ONNX": f"opset {self.opset}, {sum(self.operators.values())} nodes",
+            "grid": f"{grid.x[0]:g} to {grid.x[1]:g} m, pillars of {grid.cell:g} m",
+        }
+
 
 def read_manifest(bundle: Path) -> Manifest:
     """The manifest of the bundle in this folder, of which `Bundle.load` checks hash and signature."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import cycle
@@ -165,9 +165,12 @@ class Runtime:
 
     def predictions(self, keyframes: Keyframes, reads: Reads, tokens: Sequence[str]) -> Predicted:
         """The predictions of keyframes in order, with the conditions of their tags and with the memory."""
+        return self.follow(keyframes.frame(token, reads) for token in tokens)
+
+    def follow(self, frames: Iterable[Frame]) -> Predicted:
+        """The predictions of frames in order of time, as of `predictions`."""
         session = self._new_session()
-        for token in tokens:
-            frame = keyframes.frame(token, reads)
+        for frame in frames:
             prediction, _ = self._predict(frame, frame.conditions, session, Moment.of(frame))
             yield frame, prediction.require_finite(frame.token)
 

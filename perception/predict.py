@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -70,6 +70,12 @@ class TorchPredictor:
             for part in [samples] if self._limits is None else [[sample] for sample in samples]:
                 frames, arrays = zip(*part, strict=True)
                 yield from zip(frames, self._predict(frames, arrays, session), strict=True)
+
+    def follow(self, frames: Iterable[Frame]) -> Predicted:
+        """The predictions of a drive's frames in order of time, with the memory."""
+        session = self._session()
+        for frame in frames:
+            yield frame, self._predict([frame], [prepare(frame, self.spec)], session)[0]
 
     def _session(self) -> Session:
         return Session(self._limits, KeptState(self.model.no_states(1)))

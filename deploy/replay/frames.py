@@ -172,6 +172,22 @@ class PageFrames:
         ]
 
 
+def page_of(number: int, frame: Frame, seen: SceneFrame, start: int) -> dict[str, Any]:
+    """A frame's data for the page without layers and pictures; `start` is the time (us) of its drive's first frame."""
+    return {
+        "token": frame.token,
+        "scene": frame.scene,
+        "seconds": round((frame.timestamp - start) * 1e-6, 2),
+        "location": frame.location,
+        "conditions": frame.conditions.known(),
+        "number": number,
+        "believed": {kind: [belief.value, belief.why] for kind, belief in seen.beliefs.items()},
+        "route": {name: [routed.weight, routed.why] for name, routed in seen.route.items()},
+        "doubts": seen.doubts,
+        "health": {name: [health.words, health.reasons] for name, health in seen.health.items()},
+    }
+
+
 def _describe_layer(task: str, layer: Layer) -> dict[str, Any]:
     """A layer's data for the page that is equal in all frames: checkbox, legend and style."""
     style, within = (layer.style, layer.within) if isinstance(layer, BoxLayer) else (_STYLES[type(layer)], None)

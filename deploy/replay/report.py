@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from deploy.manifest import Manifest
-from deploy.replay.frames import PageFrames
+from deploy.replay.frames import PageFrames, page_of
 from deploy.replay.latency import STAGES
 from deploy.replay.timeline import Timeline, WorstFrames
 from perception.frame import Frame
@@ -62,7 +62,8 @@ class Report:
         self._timeline.add(number, frame, seen)
         layers = self._frames.layers_of(frame, seen)
         if self._worst.add(number, self._ratings(frame, seen)) | (number in self._spread):
-            self._frames.add(self._page(number, frame, seen), frame, layers, number in self._spread)
+            page = page_of(number, frame, seen, self._start)
+            self._frames.add(page, frame, layers, number in self._spread)
             self._keep_only_shown()
 
     def _keep_only_shown(self) -> None:
@@ -103,7 +104,7 @@ class Report:
         data = {
             "verdict": None,
             "unjudged": ["Replay", "not judged: neither gates nor a baseline were given"],
-            "bundle": _bundle_facts(self.manifest, self.target) | dict(provenance or {}),
+            "bundle": self.manifest.facts(self.target) | dict(provenance or {}),
             **self._frames.data(),
             "latency": latency,
             "stages": list(STAGES),
@@ -137,36 +138,6 @@ class Report:
         if mistakes:
             ratings["mistakes"] = sum(number for number, _ in mistakes), "; ".join(text for _, text in mistakes)
         return ratings
-
-    def _page(self, number: int, frame: Frame, seen: SceneFrame) -> dict[str, Any]:
-        return {
-            "token": frame.token,
-            "scene": frame.scene,
-            "seconds": round((frame.timestamp - self._start) * 1e-6, 2),
-            "location": frame.location,
-            "conditions": frame.conditions.known(),
-            "number": number,
-            "believed": {kind: [belief.value, belief.why] for kind, belief in seen.beliefs.items()},
-            "route": {name: [routed.weight, routed.why] for name, routed in seen.route.items()},
-            "doubts": seen.doubts,
-            "health": {name: [health.words, health.reasons] for name, health in seen.health.items()},
-        }
-
-
-def _bundle_facts(m: Manifest, target: str) -> dict[str, str]:
-    return {
-        "network": m.name,
-        "sensors": " + ".join(m.sensors),
-        "engine": target,
-        "precision": m.precision,
-        "routes": ", ".join(m.routes),
-        "modules folded": ", ".join(m.folded) or "none",
-        "modules on board": ", ".join(module.name for module in m.banked) or "none",
-        "parameters": f"{m.parameters:,}",
-        "GFLOP per frame": f"{m.flops / 1e9:.1f}",
-        "ONNX": f"opset {m.opset}, {sum(m.operators.values())} nodes",
-        "grid": f"{m.grid.x[0]:g} to {m.grid.x[1]:g} m, pillars of {m.grid.cell:g} m",
-    }
 
 
 _START, _END = '<script id="data" type="application/json">', "</script>"

@@ -7,13 +7,15 @@ recorded, or where. A file rig.yaml beside the files says how the sensors are mo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from perception.datasets.arrays import intrinsics_for, standard_points
 from perception.datasets.drives import Drives
 from perception.datasets.files import picture_size, read_floats, read_pcd
 from perception.datasets.keyframes import (
@@ -26,9 +28,9 @@ from perception.datasets.keyframes import (
     keyframe_moments,
 )
 from perception.errors import InputError, report_damage
-from perception.frame import Conditions, Frame, reduce_intrinsics
+from perception.frame import Conditions, Frame
 from perception.io.stores import read_file
-from perception.rig import LidarLimits, Rig, RigCamera, load_rig
+from perception.rig import Rig, RigCamera, load_rig
 from perception.taxonomy import Taxonomy, load_taxonomy
 
 _SWEEPS, _PICTURES = (".bin", ".npy", ".pcd"), (".jpg", ".jpeg", ".png")
@@ -66,37 +68,29 @@ def read_sweep(path: Path, _timestamp: int = 0) -> tuple[np.ndarray, None]:
     Raises:
         FileNotFoundError: there is no such file; callers treat it as a missing sensor.
     """
-    if path.suffix == ".pcd":
-        points = read_pcd(path)[0]
-    elif path.suffix == ".npy":
-        points = _read_array(path)
-    else:
-        size = path.stat().st_size
-        points = read_floats(path, 4 if size % 20 else 5)
-        if points.shape[1] == 5 and size % 16 == 0 and not _are_rings(points[:, 4]):
-            points = read_floats(path, 4)
-    points = np.column_stack([points[:, :4], np.zeros(len(points), np.float32)])
-    points[:, 3] *= 255 if points[:, 3].max(initial=0) <= 1 else 1
-    if (np.abs(points[:, :3]) > LidarLimits().far).any() or (points[:, 3] < 0).any():
-        raise report_damage(
-            f"{path}: its points are not x y z in m and an intensity; give an .npy file of these columns"
-        )
-    return points, None
+    try:
+        return standard_points(_READERS[path.suffix](path)), None
+    except (ValueError, TypeError, EOFError) as error:
+        raise report_damage(f"{path}: cannot be used as points ({' '.join(str(error).split())})") from None
+
+
+def _read_bin(path: Path) -> np.ndarray:
+    size = path.stat().st_size
+    points = read_floats(path, 4 if size % 20 else 5)
+    if points.shape[1] == 5 and size % 16 == 0 and not _are_rings(points[:, 4]):
+        return read_floats(path, 4)
+    return points
 
 
 def _are_rings(values: np.ndarray) -> bool:
     return bool(((values >= 0) & (values < 256) & (values == np.round(values))).all())
 
 
-def _read_array(path: Path) -> np.ndarray:
-    try:
-        points = np.load(path, allow_pickle=False)
-        if points.ndim != 2 or points.shape[1] < 4 or not np.isfinite(points[:, :4]).all():
-            raise ValueError(f"shape {points.shape}")
-        return np.asarray(points, np.float32)
-    except (ValueError, TypeError, EOFError) as error:
-        reason = " ".join(str(error).split())
-        raise report_damage(f"{path}: not an array (N, 4) of finite x y z intensity ({reason})") from None
+_READERS: dict[str, Callable[[Path], np.ndarray]] = {
+    ".bin": _read_bin,
+    ".npy": partial(np.load, allow_pickle=False),
+    ".pcd": lambda path: read_pcd(path)[0],
+}
 
 
 class LooseFiles:
@@ -112,7 +106,8 @@ class LooseFiles:
         self.dataroot, self.version = path, "files"
         folder = path if path.is_dir() else path.parent
         mounted = load_rig(folder / RIG) if (folder / RIG).exists() else rig or load_rig("nuscenes")
-        self.rig, self.taxonomy = mounted.calibrate(), taxonomy or load_taxonomy("nuscenes")
+        mounted.require_calibration()
+        self.rig, self.taxonomy = mounted, taxonomy or load_taxonomy("nuscenes")
         self._cameras = {each.name: each for each in self.rig.cameras}
         self._sweeps: dict[str, dict[int, Path]] = {}  # frame -> index of a LiDAR -> its file
         self._pictures: dict[str, dict[str, Path]] = {}
@@ -179,14 +174,12 @@ class LooseFiles:
 
 def _picture(path: Path, camera: RigCamera) -> Picture:
     """A picture of any size with the camera's aspect, to which the intrinsics are scaled."""
-    width, height = camera.size
     try:
         size = picture_size(read_file(path))
     except ValueError:
         size = camera.size  # reading it says what is wrong
-    same = abs(size[0] * height - size[1] * width) <= max(width, height)
-    intrinsics = reduce_intrinsics(camera.intrinsics, width / size[0]) if same else camera.intrinsics
+    intrinsics = intrinsics_for(camera, size)
+    if intrinsics is None:
+        intrinsics, size = camera.intrinsics, camera.size  # reading it says so
     distortion = None if camera.lens is None or not camera.lens.distortion else np.array(camera.lens.distortion)
-    return Picture(
-        path, 0, intrinsics, camera.ego_from_sensor, np.eye(4), size if same else camera.size, distortion=distortion
-    )
+    return Picture(path, 0, intrinsics, camera.ego_from_sensor, np.eye(4), size, distortion=distortion)
