@@ -45,8 +45,9 @@ ABSENT = ["torch", "torchvision", "timm", "onnx", "onnxscript", "accelerate"]
 WORKSHOP = {
     *(f"deploy.{name}" for name in ("commands.demo", "export", "onnx_export", "plan", "precision", "street")),
 }
-# Imported late, in functions that the vehicle does not call: training, export, and the official splits.
+# Imported late, in functions that the vehicle does not call: training, export, runs, and the official splits.
 LATE_WORKSHOP = {
+    "perception.predict",
     *("perception.tasks.network", "perception.tasks.map.network"),
     *(f"perception.tasks.detection.{name}" for name in ("center_head", "anchor_head", "targets")),
     *(f"perception.sensors.{name}.network" for name in ("lidar", "camera")),

@@ -97,7 +97,8 @@ class LooseFiles:
     """The frames of a folder, or the frame of a file.
 
     Args:
-        rig: where the folder has no rig.yaml: how the sensors are mounted; None: as on nuScenes' car.
+        rig: of the network, whose cameras are read; a folder without a rig.yaml has sensors mounted as on it. None: on
+            nuScenes' car.
     """
 
     has_attributes = False
@@ -108,7 +109,8 @@ class LooseFiles:
         mounted = load_rig(folder / RIG) if (folder / RIG).exists() else rig or load_rig("nuscenes")
         mounted.require_calibration()
         self.rig, self.taxonomy = mounted, taxonomy or load_taxonomy("nuscenes")
-        self._cameras = {each.name: each for each in self.rig.cameras}
+        read = {each.name for each in (rig or mounted).cameras}
+        self._cameras = {each.name: each for each in mounted.cameras if each.name in read}
         self._sweeps: dict[str, dict[int, Path]] = {}  # frame -> index of a LiDAR -> its file
         self._pictures: dict[str, dict[str, Path]] = {}
         files = sorted(_files(path))

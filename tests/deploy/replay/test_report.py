@@ -18,8 +18,8 @@ from pages import needs_chromium, page_data, picture, visit
 from vocabulary import CONDITIONS, NUSCENES, sensors
 
 from deploy.replay import pictures
-from deploy.replay.latency import STAGES, Latency
 from deploy.replay.frames import MOST_BOXES
+from deploy.replay.latency import STAGES, Latency
 from deploy.replay.report import EVENLY, DriveRange, Report, with_verdict
 from deploy.replay.run import replay
 from deploy.replay.settings import Source
