@@ -16,7 +16,7 @@ PIP_INSTALL = pip install --quiet --no-compile --constraint $(LOCK)
 $(INSTALLED): pyproject.toml $(LOCK) requirements/devkit.txt requirements/cpp.txt
 	$(PYTHON) -m venv $(if $(wildcard $@),,--clear) $(VENV)
 	$(BIN)/$(PIP_INSTALL) --upgrade pip
-	$(BIN)/$(PIP_INSTALL) --editable '.[rtx,pretrained,scale,live,devkit,dev]'
+	$(BIN)/$(PIP_INSTALL) --editable '.[all,rtx,devkit,dev]'
 	$(BIN)/pip install --quiet --no-compile --no-deps --ignore-requires-python --requirement requirements/devkit.txt \
 	--requirement requirements/cpp.txt
 	touch $@
@@ -110,7 +110,7 @@ $(MMDET3D_INSTALLED): pyproject.toml $(LOCK) requirements/devkit.txt requirement
 	@grep -q '^numpy==1' $(LOCK) || { echo "mmdet3d needs numpy 1: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(if $(wildcard $@),,--clear) $(MMDET3D)
 	$(MMDET3D)/bin/$(PIP_INSTALL) --upgrade pip
-	$(MMDET3D)/bin/$(PIP_INSTALL) --editable '.[rtx,pretrained,devkit,dev,mmdet3d]'
+	$(MMDET3D)/bin/$(PIP_INSTALL) --editable '.[export,pretrained,rtx,devkit,dev,mmdet3d]'
 	$(MMDET3D)/bin/pip install --no-build-isolation --no-deps --requirement requirements/devkit.txt \
 	--requirement requirements/mmdet3d.txt
 	touch $@
@@ -126,8 +126,8 @@ test-mmdet3d: $(MMDET3D_INSTALLED)
 RESOLVE := uv pip compile --quiet --upgrade --no-python-downloads --no-annotate --only-binary :all: \
 	--custom-compile-command 'make lock'
 HERE := --python-platform x86_64-manylinux_2_31 --no-binary tensorrt-rtx --no-binary tensorrt-rtx-cu13 \
-	--extra rtx --extra pretrained --extra scale --extra live --extra devkit --extra dev pyproject.toml
-VEHICLE := --python-platform aarch64-manylinux_2_28 --generate-hashes requirements/vehicle.in
+	--extra all --extra rtx --extra devkit --extra dev pyproject.toml
+VEHICLE := --python-platform aarch64-manylinux_2_28 --generate-hashes --extra live pyproject.toml requirements/vehicle.in
 OLDEST := --constraint requirements/oldest.in
 
 lock: $(INSTALLED)

@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Set
 from graphlib import CycleError, TopologicalSorter
-from itertools import chain
 from pathlib import Path
 
 import figures
@@ -31,6 +30,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 REQUIREMENTS = ROOT / "requirements"
+VEHICLE_EXTRAS = ("live",)  # what the vehicle gets beside the base and requirements/vehicle.in
 DOCKERFILES = [ROOT / "docker" / name / "Dockerfile" for name in ("train", "vehicle")]
 OLD = ("3.10", "3.11")  # their locks hold the oldest supported end
 # Distribution of what is imported, where it has another name.
@@ -63,6 +63,24 @@ def requirements(file: Path) -> dict[str, Requirement]:
     """Requirement by distribution."""
     lines = [line.split("#")[0].strip() for line in file.read_text().splitlines()]
     return {requirement.name: requirement for requirement in map(Requirement, filter(None, lines))}
+
+
+def declared(*extras: str) -> list[Requirement]:
+    """The requirements of the package and of these extras; an extra that names others is replaced by theirs."""
+    found, queue = list(map(Requirement, PROJECT["dependencies"])), list(extras)
+    while queue:
+        for requirement in map(Requirement, EXTRAS[queue.pop()]):
+            if requirement.name == PROJECT["name"]:
+                queue += requirement.extras
+            else:
+                found.append(requirement)
+    return found
+
+
+def vehicle_packages() -> dict[str, Requirement]:
+    """What the vehicle installs: requirement by distribution."""
+    declared_here = {requirement.name: requirement for requirement in declared(*VEHICLE_EXTRAS)}
+    return declared_here | requirements(REQUIREMENTS / "vehicle.in")
 
 
 def read_pins(lock: Path) -> dict[str, str]:
@@ -146,9 +164,9 @@ def vehicle_requirements() -> Iterator[str]:
             else:
                 third.add(name)
     needed = {DISTRIBUTIONS.get(name, name) for name in third - set(sys.stdlib_module_names) - NOT_REQUIRED} | BY_NAME
-    wanted = requirements(REQUIREMENTS / "vehicle.in")
+    wanted = vehicle_packages()
     for name in needed ^ wanted.keys():
-        yield f"requirements/vehicle.in: {name} is {'not imported' if name in wanted else 'imported and not in it'}"
+        yield f"{name} is {'required, not imported' if name in wanted else 'imported, not required'} on the vehicle"
     for lock in REQUIREMENTS.glob("jetpack*.txt"):
         versions = read_pins(lock)
         for name in {*ABSENT, "nuscenes-devkit", "matplotlib"} & versions.keys():
@@ -164,9 +182,8 @@ def locks() -> Iterator[str]:
         yield f"requirements/py{version}.txt: {'is missing' if version in supported else 'is of no supported Python'}"
     for version, path in found.items():
         versions = read_pins(path)
-        extras = ["rtx", "pretrained", "devkit", "dev", *(["mmdet3d"] if version in OLD else [])]
-        installed = chain(PROJECT["dependencies"], *(EXTRAS[extra] for extra in extras))
-        yield from _out_of_range(path, map(Requirement, installed))
+        extras = ("all", "rtx", "devkit", "dev", *(["mmdet3d"] if version in OLD else []))
+        yield from _out_of_range(path, declared(*extras))
         for line in path.read_text().splitlines():
             if not re.fullmatch(r"#.*|[a-z0-9-]+==[\w.!]+", line):  # a local version, an address, an index or a path
                 yield f"{path}: {line!r} belongs to one machine"
@@ -200,7 +217,7 @@ def dockerfiles() -> Iterator[str]:
         yield from subprocess.run(hadolint, check=False, capture_output=True, text=True).stdout.splitlines()
     pins = dict(re.findall(r" ([\w-]+)==([\d.]+)", " ".join(" ".join(arguments(DOCKERFILES[0], "RUN")).split())))
     compiled = requirements(REQUIREMENTS / "mmdet3d.txt")["onedl-mmcv"]
-    for requirement in (*map(Requirement, (*PROJECT["dependencies"], *EXTRAS["mmdet3d"])), compiled):
+    for requirement in (*declared("export", "mmdet3d"), compiled):
         if requirement.name in pins and not requirement.specifier.contains(pins[requirement.name]):
             yield f"{DOCKERFILES[0]}: {requirement.name} {pins[requirement.name]} is not {requirement}"
 

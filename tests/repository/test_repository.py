@@ -23,7 +23,7 @@ PERCEPTION = Path(sys.executable).with_name("perception")
 CONFIG = ROOT / "configs" / "tiny.yaml"
 COMMANDS = (
     *("simulate", "log", "check", "annotate-occupancy", "train", "adapt", "modules", "import", "evaluate", "compare"),
-    *("export", "build", "verify", "sign", "replay", "judge", "drive", "demo"),
+    *("export", "build", "verify", "sign", "predict", "replay", "judge", "drive", "demo"),
 )
 
 
@@ -83,8 +83,9 @@ def test_vehicle_side_imports_and_runs_without_torch() -> None:
     assert int(result.stdout) == len(here(synthetic_frame("ego", here.bundle.manifest.rig, 1)).results["detection"]) > 0
 
 
-def test_nothing_of_the_workshop_is_imported_where_it_is_there() -> None:
-    other = [*ABSENT, "nuscenes", "motmetrics", "pandas", "sklearn"]
+def test_nothing_of_the_workshop_or_of_an_extra_is_imported_where_it_is_there() -> None:
+    extras = ["zenoh", "foxglove", "prometheus_client", "ray", "fsspec", "tensorrt_rtx"]
+    other = [*ABSENT, *extras, "nuscenes", "motmetrics", "pandas", "sklearn"]
     code = f"import sys, {', '.join(vehicle())}\nprint(sys.modules.keys() & {other})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "set()\n"
