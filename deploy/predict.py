@@ -41,8 +41,7 @@ def predict(network: Network, drives: Sequence[Drive], out: Path, console: Conso
                 pages.add(frame, result)
         file.write(b"\n]}\n")
         if not any(counts[kind] for kind in network.spec.sensors):
-            read = ", ".join(network.spec.named_sensors.names)
-            raise InputError(f"{drives[0].name}: no frame has data of the network's sensors, {read}")
+            raise InputError(_why_nothing(network, drives))
     notes = _notes(network, drives, counts)
     pages.page("; ".join(notes)).save(out / REPORT)
     for line in (*notes, with_addresses(f"report: {out / REPORT}")):
@@ -54,6 +53,12 @@ def predict(network: Network, drives: Sequence[Drive], out: Path, console: Conso
         "predictions": str(out / PREDICTIONS),
         "report": str(out / REPORT),
     }
+
+
+def _why_nothing(network: Network, drives: Sequence[Drive]) -> str:
+    damage = [line for drive in drives for line in drive.counts.summary()["damage"]]
+    read = ", ".join(network.spec.named_sensors.names)
+    return damage[0] if damage else f"{drives[0].name}: no frame has data of the network's sensors, {read}"
 
 
 def _notes(network: Network, drives: Sequence[Drive], counts: Counter[str]) -> list[str]:
