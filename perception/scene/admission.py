@@ -53,7 +53,7 @@ def admit(frame: Frame, sensors: Sensors, reference: Reference, before: Frame | 
 def _vehicle(frame: Frame, reference: Reference, before: Frame | None, findings: Findings) -> dict[str, Any]:
     """What is taken instead of the fields of no sensor that cannot be used."""
     tags, place = frame.conditions, frame.position
-    placed = isinstance(place, tuple) and len(place) == 2 and all(map(_is_number, place, (90, 180)))
+    located = isinstance(place, tuple) and len(place) == 2 and all(map(_is_number, place, (90, 180)))
     given: Mapping[str, Any] = frame.signals if isinstance(frame.signals, Mapping) else {}
     signals = {name: each for name, each in given.items() if isinstance(each, Sequence) and all(map(_is_reading, each))}
     checks: dict[str, tuple[bool, Any]] = {
@@ -64,7 +64,8 @@ def _vehicle(frame: Frame, reference: Reference, before: Frame | None, findings:
         "timestamp": (_is_time(frame.timestamp), getattr(before, "timestamp", 0)),
         "nanoseconds": (type(frame.nanoseconds) is int and 0 <= frame.nanoseconds < 1000, 0),
         "conditions": (isinstance(tags, Conditions) and all(isinstance(v, str) for v in tags.values()), Conditions()),
-        "position": (place is None or placed, None),
+        "position": (place is None or located, None),
+        "placed": (isinstance(frame.placed, bool), True),
         "signals": (given is frame.signals and len(signals) == len(given), signals),
     }
     changes = {name: instead for name, (usable, instead) in checks.items() if not usable}
