@@ -16,7 +16,7 @@ from deploy.route import BankedModule
 from deploy.tolerances import Precision, Tolerances
 from perception.errors import InputError
 from perception.grid import Reference
-from perception.io.section import Section
+from perception.io.section import Section, explain
 from perception.parts import Grid
 from perception.rig import Rig
 from perception.scene import admission
@@ -271,9 +271,7 @@ def parse_manifest(file: Content) -> Manifest:
     try:
         manifest = Manifest.model_validate_json(_with_sensors(file.data))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the text"
-        raise InputError(f"{file.path}: {where}: {first['msg'].lower()}; export the bundle again") from None
+        raise InputError(f"{file.path}: {explain(Manifest, error, 'the text')}; export the bundle again") from None
     _require_outputs(file.path, manifest)
     _require_state(file.path, manifest)
     _require_contract(file.path, manifest)

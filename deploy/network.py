@@ -166,7 +166,7 @@ class Result:
         return ((task, results[name]) for name, task in self.network.tasks.items() if name in results)
 
 
-def load(network: str | Path, target: str = "cpu", rig: str | None = None) -> Network:
+def load(network: str | Path, target: str = "cpu", rig: str | Path | None = None) -> Network:
     """Open a network: a run, one of its checkpoints, an exported bundle, or the name of one that comes along.
 
     Args:

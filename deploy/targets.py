@@ -26,7 +26,7 @@ from rich import box
 from rich.table import Table
 
 from deploy.tolerances import Precision
-from perception.errors import InputError
+from perception.errors import InputError, suggestion
 
 Compiler = Literal["onnxruntime", "tensorrt_rtx", "tensorrt"]
 
@@ -165,7 +165,7 @@ TARGETS: dict[str, Target] = {
 def find_target(name: str) -> Target:
     """The target with this name; InputError if there is none."""
     if name not in TARGETS:
-        raise InputError(f"{name}: unknown target; choose one of {', '.join(TARGETS)}")
+        raise InputError(f"{name}: unknown target; choose one of {', '.join(TARGETS)}{suggestion(name, TARGETS)}")
     return TARGETS[name]
 
 

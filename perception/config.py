@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from perception.errors import InputError
+from perception.errors import InputError, suggestion
 from perception.grid import BevGrid
 from perception.io.section import (
+    Contents,
     Positive,
     Range,
     Section,
@@ -21,12 +22,12 @@ from perception.io.section import (
     overridden,
     parse_section,
     read_yaml,
-    shipped_files,
 )
+from perception.io.shipped import shipped_folder
 from perception.modules.memories import limits_of
 from perception.modules.spec import AnyModule, LearnedRouting, require_facts
 from perception.parts import Grid, Model
-from perception.rig import Rig, load_rig
+from perception.rig import Rig, read_named_rig
 from perception.sensors import sensor_facts
 from perception.sensors.inputs import InputSpec
 from perception.tasks import TASKS, TaskConfigs, counted_truth, point_places
@@ -115,7 +116,7 @@ class Train(Section):
     def _require_sensors(cls, drop: dict[str, float]) -> dict[str, float]:
         for fact in drop:
             if fact not in sensor_facts():
-                raise ValueError(f"{fact!r} is none of {', '.join(sensor_facts())}")
+                raise ValueError(f"{fact!r} is none of {', '.join(sensor_facts())}{suggestion(fact, sensor_facts())}")
         return drop
 
     @model_validator(mode="after")
@@ -180,13 +181,15 @@ class Data(Section):
 class Config(Section):
     name: str
     seed: int = 0
-    taxonomy: Annotated[Taxonomy, BeforeValidator(read_named_taxonomy)] = Field(
+    # The name of one that comes with the package, a YAML file, or the taxonomy itself.
+    taxonomy: Annotated[Taxonomy, BeforeValidator(read_named_taxonomy), Contents(lambda: str | Taxonomy)] = Field(
         default="nuscenes", validate_default=True
-    )  # in YAML a name, a path or itself
+    )
     grid: Grid = Grid()
-    rig: Annotated[Rig, BeforeValidator(lambda rig: load_rig(rig) if isinstance(rig, str) else rig)] = Field(
+    # The name of one that comes with the package, a YAML file, or the rig itself.
+    rig: Annotated[Rig, BeforeValidator(read_named_rig), Contents(lambda: str | Rig)] = Field(
         default="nuscenes", validate_default=True
-    )  # in YAML a name, a file or the rig itself
+    )
     data: Data = Data()
     model: Model = Model()
     tasks: TaskConfigs = Field(default={"detection": {}, "map": {}}, validate_default=True)
@@ -210,8 +213,9 @@ class Config(Section):
         paste = self.data.paste
         for name in paste.classes if paste is not None else ():
             if name not in self.taxonomy.class_names:
-                known = ", ".join(self.taxonomy.class_names)
-                raise ValueError(f"data.paste.classes: {name} is no class of the taxonomy; known are {known}")
+                known = self.taxonomy.class_names
+                near = suggestion(name, known)
+                raise ValueError(f"data.paste.classes: {name} is no class of the taxonomy {', '.join(known)}{near}")
         if paste is not None and paste.pictures == "mask" and self.model.lidar is None:
             raise ValueError("data.paste: without LiDAR nothing shows a masked object; write `pictures: paste`")
         return self
@@ -280,4 +284,5 @@ def extend_taxonomy(config: Config, task: str, options: Mapping[str, Any], sourc
 
 
 def find_config(name: str) -> Path:
-    return shipped_files()[name]
+    """Path of a file that comes with the package, such as nuscenes/fusion or tasks/points."""
+    return shipped_folder() / f"{name}.yaml"

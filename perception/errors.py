@@ -1,6 +1,6 @@
 """The error for bad usage and bad input."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 
 _LONGEST = 2000  # characters of a message
@@ -16,6 +16,14 @@ class InputError(Exception):
         # What a file has where a number is expected may be of any length; what to do is at the end.
         middle = f" ... ({len(line)} characters) ... "
         super().__init__(line if len(line) <= _LONGEST else line[: _LONGEST // 2] + middle + line[-_LONGEST // 4 :])
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """The known name that is most like a mistyped one, as the end of a message; "" if none is."""
+    from difflib import get_close_matches
+
+    nearest = get_close_matches(word, list(known), n=1)
+    return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
 # Gets a line for each damaged sensor file, which then counts as missing; None: a damaged file is an error.

@@ -17,7 +17,8 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from perception.errors import InputError
-from perception.io.section import Range, Section, load_section, named_file
+from perception.io.section import Range, Section, load_section
+from perception.io.shipped import named_file
 
 GROUPS = ("lidar", "cameras", "all")  # names for several sensors, which no sensor may have
 DISTORTIONS = (0, 4, 5, 8)  # numbers of OpenCV's coefficients
@@ -287,7 +288,12 @@ class Rig(Section):
 
 def load_rig(rig: str | Path) -> Rig:
     """The rig with this name, such as `nuscenes`, or of this YAML file."""
-    return load_section(Rig, named_file("rig", "rigs", rig), "the rig")
+    return load_section(Rig, named_file("rig", rig), "the rig")
+
+
+def read_named_rig(content: Any) -> Any:
+    """The content of a rig where a configuration names one, for a pydantic validator."""
+    return load_rig(content) if isinstance(content, str) else content
 
 
 def order_by_view(yaws: dict[str, float]) -> tuple[list[str], list[str]]:

@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from perception.errors import InputError
-from perception.io.section import Section, load_section, named_file
+from perception.errors import InputError, suggestion
+from perception.io.section import Section, load_section
+from perception.io.shipped import named_file
 
 Name = Annotated[str, Field(pattern=r"^\w[\w. &()/-]*$")]
 Word = Annotated[str, Field(pattern=r"^[a-z]\w*$")]  # a condition; + , - / join several
@@ -174,7 +175,7 @@ class Taxonomy(Section):
             if value in values:
                 return kind
         known = ", ".join(self.condition_values) or "the taxonomy has none"
-        raise InputError(f"{value}: unknown condition; choose from {known}")
+        raise InputError(f"{value}: unknown condition; choose from {known}{suggestion(value, self.condition_values)}")
 
     def possible_attributes(self, label: int) -> list[bool]:
         """For each attribute whether objects of this class can have it: those of the family of its default ones.
@@ -218,7 +219,7 @@ def _colours(named: Sequence[ObjectClass | MapLayer | PointClass]) -> dict[str, 
 
 def load_taxonomy(name: str | Path) -> Taxonomy:
     """The taxonomy in a YAML file, or one that comes with the package, such as nuscenes."""
-    return _load(named_file("taxonomy", "taxonomies", name))
+    return _load(named_file("taxonomy", name))
 
 
 @cache

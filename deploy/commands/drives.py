@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deploy.commands.options import AllowOlder, Keys, State, Target, TopicsFile, make_trust
+from deploy.commands.options import AllowOlder, GatesFile, Keys, State, Target, TopicsFile, make_trust
 from perception.commands.common import (
     Json,
     Out,
@@ -28,6 +28,7 @@ from perception.commands.common import (
     report,
     rig_of,
     validation_split,
+    yaml_file,
 )  # fmt: skip
 from perception.errors import InputError
 
@@ -134,7 +135,7 @@ def _bundle_and_drives(
 
 
 def _run_and_drives(
-    run: Path, data: Path, version: str | None, rig: str | None, batch: int
+    run: Path, data: Path, version: str | None, rig: Path | None, batch: int
 ) -> tuple[Predictor, InputSpec, Keyframes]:
     from perception.datasets.sources import open_source
     from perception.predict import TorchPredictor
@@ -193,12 +194,12 @@ def replay(
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="YAML file: conditions, evidence, part of the drives, pace, viewer, Ray, keys."),
+        typer.Option(help="Conditions, evidence, part of the drives, pace, viewer, Ray, keys.", **yaml_file("replay")),
     ] = None,
     baseline: Annotated[
         Path | None, typer.Option(callback=from_store, help="Folder of another replay of the scenes to compare with.")
     ] = None,
-    gates: Annotated[Path | None, typer.Option(help="YAML file of the gates.")] = None,
+    gates: GatesFile = None,
     jobs: Annotated[int, typer.Option(help="Processes that replay a scene each; 0: this one alone.", min=0)] = 0,
     as_json: Json = False,
 ) -> None:
@@ -243,7 +244,7 @@ def judge(
     baseline: Annotated[
         Path | None, typer.Option(callback=from_store, help="Folder of another replay of the same drives.")
     ] = None,
-    gates: Annotated[Path | None, typer.Option(help="YAML file of the gates.")] = None,
+    gates: GatesFile = None,
     as_json: Json = False,
 ) -> None:
     """Judge a finished replay, again if wanted by other gates or another baseline, without replaying.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from deploy.commands.options import AllowOlder, Keys, State, Target, TopicsFile, make_trust
-from perception.commands.common import Json, Scenes, Version, app, console_for, from_store, names, report
+from perception.commands.common import Json, Scenes, Version, app, console_for, from_store, names, report, yaml_file
 from perception.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,13 +33,14 @@ def drive(
     topics: TopicsFile = None,
     target: Target = "cpu",
     policy: Annotated[
-        Path | None, typer.Option(help="YAML file: what follows from the health of a sensor, and from lateness.")
+        Path | None,
+        typer.Option(help="What follows from the health of a sensor, and from lateness.", **yaml_file("policy")),
     ] = None,
     budget: Annotated[
         str, typer.Option(help="From a frame's last message to its output, as 100ms; default: the policy's 200ms.")
     ] = "",
     evidence: Annotated[
-        Path | None, typer.Option(help="YAML file of the sources of evidence for the conditions.")
+        Path | None, typer.Option(help="Sources of evidence for the conditions.", **yaml_file("evidence"))
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the tasks' files of a replay, statistics.jsonl and frames.jsonl.")

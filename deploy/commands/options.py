@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from perception.commands.common import yaml_file
 from perception.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,7 +29,10 @@ State = Annotated[
     ),
 ]
 Target = Annotated[str, typer.Option(help="Target whose engine runs; `perception build --list` shows all.")]
-TopicsFile = Annotated[Path | None, typer.Option(help="YAML file that maps the topics of a recording to sensors.")]
+TopicsFile = Annotated[
+    Path | None, typer.Option(help="Map of the topics of a recording to sensors.", **yaml_file("topics"))
+]
+GatesFile = Annotated[Path | None, typer.Option(help="Gates of the verdict.", **yaml_file("gates"))]
 AllowOlder = Annotated[bool, typer.Option("--allow-older", help="Accept an older release than one that ran here.")]
 
 

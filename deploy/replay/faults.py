@@ -23,7 +23,7 @@ from deploy.recordings.choice import DriveTime
 from perception.errors import InputError
 from perception.evaluation import corrupt
 from perception.frame import Boxes, Camera, Frame, Prediction
-from perception.io.section import Section
+from perception.io.section import Section, explain
 from perception.rig import GROUPS, Sensors
 from perception.scene.health.monitor import Status
 from perception.taxonomy import Taxonomy
@@ -281,9 +281,7 @@ def _kind(text: str, kind: type[Kind], options: str) -> Kind:
     try:
         return kind(**values)
     except ValidationError as error:
-        first = error.errors()[0]
-        what = "is no option" if first["type"] == "extra_forbidden" else first["msg"].lower()
-        raise InputError(f"--fault {text}: {first['loc'][0]}: {what}; options: {known}") from None
+        raise InputError(f"--fault {text}: {explain(kind, error)}; options: {known}") from None
 
 
 def inject(frames: Iterable[Frame], faults: Sequence[Fault], time: DriveTime | None = None) -> Iterator[Frame]:

@@ -21,7 +21,7 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, mod
 
 from deploy.replay.latency import STAGES
 from deploy.replay.results import Measures, agreements, metrics
-from perception.errors import InputError
+from perception.errors import InputError, suggestion
 from perception.io.section import Section, Share
 from perception.tasks.metric import GateMetric, Subject
 from perception.taxonomy import Taxonomy
@@ -51,7 +51,7 @@ class _Subset(_Gate):
     def require_one_of(self, name: str, known: Mapping[str, GateMetric]) -> None:
         """Raise ValueError if the name is unknown, or its metric has no such class or range."""
         if name not in known:
-            raise ValueError(f"{name!r} is none of {', '.join(known)}")
+            raise ValueError(f"{name!r} is none of {', '.join(known)}{suggestion(name, known)}")
         metric = known[name]
         if self.class_ is not None and metric.classes is None:
             raise ValueError(f"{name} has no class {self.class_!r}; it is of all classes")
@@ -90,7 +90,8 @@ class Score(_Subset):
     @model_validator(mode="after")
     def _sensible(self) -> Score:
         if self.metric not in metrics():
-            raise ValueError(f"{self.metric!r} is none of {', '.join((*metrics(), *_OTHERS))}")
+            known = *metrics(), *_OTHERS
+            raise ValueError(f"{self.metric!r} is none of {', '.join(known)}{suggestion(self.metric, known)}")
         self.require_one_of(self.metric, metrics())
         bound = metrics()[self.metric].bound
         if [key for key in ("at_least", "at_most") if getattr(self, key) is not None] != [bound]:
@@ -108,7 +109,8 @@ class LatencyLimit(_Gate):
     @classmethod
     def _require_stage(cls, stage: str) -> str:
         if stage not in (*STAGES, "total"):
-            raise ValueError(f"{stage!r} is none of {', '.join((*STAGES, 'total'))}")
+            known = *STAGES, "total"
+            raise ValueError(f"{stage!r} is none of {', '.join(known)}{suggestion(stage, known)}")
         return stage
 
 

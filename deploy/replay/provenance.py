@@ -28,7 +28,7 @@ from deploy.runtime import Runtime
 from deploy.targets import find_target
 from perception.errors import InputError
 from perception.io.files import text_of, write_atomically
-from perception.io.section import Section
+from perception.io.section import Section, explain
 from perception.taxonomy import Taxonomy
 
 PROVENANCE = "replay.json"
@@ -97,9 +97,8 @@ class ReplayProvenance(Section):
         except OSError:
             raise InputError(f"{folder}: holds no finished replay (no readable {PROVENANCE}); replay again") from None
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "the text"
-            raise InputError(f"{path}: {where}: {first['msg'].lower()}; replay again with this version") from None
+            what = explain(ReplayProvenance, error, "the text")
+            raise InputError(f"{path}: {what}; replay again with this version") from None
 
     def about(self, path: Path) -> dict[str, Any]:
         """What an unfinished replay must have in common with one of drives at `path` that goes on with it, as JSON."""

@@ -13,6 +13,7 @@ from deploy.recordings.choice import Selection
 from deploy.trust import Trust
 from perception.frame import Conditions
 from perception.io.section import Section, load_section
+from perception.io.shipped import named_file
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class ReplayFile(Section):
         found, folder = load_section(ReplayFile, path, "the settings of the replay"), path.parent
         return found.model_copy(
             update={
-                "evidence": found.evidence and folder / found.evidence,
+                "evidence": found.evidence and named_file("evidence", found.evidence, folder),
                 "keys": tuple(folder / key for key in found.keys),
                 "state": found.state and folder / found.state,
             }

@@ -85,6 +85,22 @@ def to_store(ctx: typer.Context, path: Path | None) -> Path | None:
     return None if path is None else ctx.with_resource(sync_folder(path))
 
 
+def yaml_file(kind: str) -> dict[str, Any]:
+    """Settings of an argument or option: a YAML file, or the name of one that comes with the package."""
+
+    def complete(incomplete: str) -> list[str]:
+        from perception.io.shipped import shipped_files
+
+        return [name for name in shipped_files(kind) if name.startswith(incomplete)]
+
+    def find(name: str) -> Path:
+        from perception.io.shipped import named_file
+
+        return named_file(kind, name)
+
+    return {"metavar": "FILE|NAME", "parser": find, "autocompletion": complete}
+
+
 Root = Annotated[
     Path,
     typer.Option(
@@ -103,7 +119,8 @@ RayAddress = Annotated[
     typer.Option("--ray", help="Address of a Ray cluster whose processes do it: auto, HOST:6379, ray://HOST:10001."),
 ]
 RigOption = Annotated[
-    str | None, typer.Option("--rig", help="The vehicle's sensors: nuscenes, truck, shuttle, ... or a YAML file.")
+    Path | None,
+    typer.Option("--rig", help="The vehicle's sensors: nuscenes, truck, shuttle, ... or a file.", **yaml_file("rig")),
 ]
 
 _TRAINING = {"mini": "mini_train", "trainval": "train", "sim": "sim_train"}
@@ -145,7 +162,7 @@ def console_for(as_json: bool) -> Console:
     return Console(stderr=as_json)
 
 
-def rig_of(chosen: str | None) -> Rig | None:
+def rig_of(chosen: Path | None) -> Rig | None:
     from perception.rig import load_rig
 
     return None if chosen is None else load_rig(chosen)

@@ -25,6 +25,7 @@ from perception.commands.common import (
     rig_of,
     to_store,
     training_split,
+    yaml_file,
 )
 from perception.errors import InputError
 
@@ -52,8 +53,9 @@ def simulate(
     ] = 2,
     rig: RigOption = None,
     taxonomy: Annotated[
-        str, typer.Option(help="Conditions and layout: nuscenes, truckscenes, ... or a YAML file.")
-    ] = "nuscenes",
+        Path,
+        typer.Option(help="Conditions and layout: nuscenes, truckscenes, ... or a file.", **yaml_file("taxonomy")),
+    ] = Path("nuscenes"),
     worlds: Annotated[
         Path | None, typer.Option(help="Folder with a YAML file for each own condition: munich.yaml, sleet.yaml.")
     ] = None,
@@ -87,9 +89,9 @@ def simulate(
         run(out, scenes, samples, seed, courses, sweeps, chosen, how)
 
 
-@app.command(epilog="Example: perception train configs/tiny.yaml train.batch=4 --data drives --out runs/a")
+@app.command(epilog="Example: perception train tiny train.batch=4 --data drives --out runs/a")
 def train(
-    config: Annotated[Path, typer.Argument(help="YAML file, such as configs/tiny.yaml.")],
+    config: Annotated[Path, typer.Argument(help="Such as tiny, nuscenes/fusion or my.yaml.", **yaml_file("train"))],
     data: Root,
     out: Out,
     changes: Annotated[
@@ -127,7 +129,8 @@ def import_network(
         Path,
         typer.Argument(
             help="Flat configuration of mmdet3d (`Config.dump`; it is read, not run), or YAML of the network, such as "
-            "configs/kitti/pointpillars.yaml."
+            "kitti/pointpillars.",
+            **yaml_file("train"),
         ),
     ],
     weights: Annotated[
@@ -160,7 +163,8 @@ def annotate_occupancy(
     sweeps: Annotated[int, typer.Option(help="LiDAR sweeps before each keyframe that are used, too.", min=0)] = 0,
     rig: RigOption = None,
     taxonomy: Annotated[
-        str | None, typer.Option(help="Classes: nuscenes, pandaset, ... or a YAML file. Default: the data set's own.")
+        Path | None,
+        typer.Option(help="Classes: nuscenes, pandaset, ... Default: the data set's own.", **yaml_file("taxonomy")),
     ] = None,
     as_json: Json = False,
 ) -> None:

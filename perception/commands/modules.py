@@ -25,6 +25,7 @@ from perception.commands.common import (
     rig_of,
     to_store,
     training_split,
+    yaml_file,
 )
 from perception.errors import InputError
 from perception.modules.spec import COMPUTATIONS
@@ -91,8 +92,9 @@ def adapt(
     config: Annotated[
         Path | None,
         typer.Option(
-            help="YAML: with --task `tasks`, the new head's options, and `modules` of its own; alone one entry of "
-            "`modules` to add."
+            help="With --task `tasks`, the new head's options, and `modules` of its own; alone one entry of `modules` "
+            "to add.",
+            **yaml_file("adapt"),
         ),
     ] = None,
     conditions: Annotated[

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, Tag, TypeAdapter, ValidationError
 
-from perception.errors import InputError
+from perception.errors import InputError, suggestion
 
 MODULE_NAME = r"[A-Za-z][\w-]*"
 Positive = Annotated[int, Field(gt=0)]
@@ -37,25 +38,86 @@ def parse_section(kind: type[Kind], content: object, source: str) -> Kind:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        first = first_error(error)
-        key = ".".join(str(part) for part in first["loc"]) or "(top level)"
-        if first["type"] == "extra_forbidden":
-            what = "is not a known key"
-        elif first["type"] == "value_error":  # our own words
-            what = first["msg"].removeprefix("Value error, ")
-        else:
-            what = first["msg"].lower() + ("" if first["type"] == "missing" else f", got {first['input']!r}")
-        raise InputError(f"{source}: {key}: {what}") from None
+        raise InputError(f"{source}: {explain(kind, error)}") from None
 
 
-def first_error(error: ValidationError) -> dict[str, Any]:
-    """The first error, as of `errors`; within a section that a validator parses, the first there."""
-    first: dict[str, Any] = {**error.errors()[0]}
-    inside = first.get("ctx", {}).get("error")
+def explain(kind: type[Section], error: ValidationError, whole: str = "(top level)") -> str:
+    """The first mistake in a section: its key, or `whole` if that is the section, and what is wrong."""
+    first, *others = map(_innermost, error.errors())
+    if first["type"] == "missing":  # an unknown key may be it, mistyped
+        first = next((each for each in others if each["type"] == "extra_forbidden"), first)
+    message, given, context = first["msg"], first["input"], first.get("ctx", {})
+    if first["type"] == "extra_forbidden":
+        *path, wrong = first["loc"]
+        keys = [f.alias or name for each in _sections_at(kind, path) for name, f in each.model_fields.items()]
+        what = f"is not a known key{suggestion(str(wrong), keys)}"
+    elif first["type"] == "value_error":  # our own words
+        what = message.removeprefix("Value error, ")
+    elif first["type"] == "union_tag_invalid":
+        tag, known = context["tag"], context["expected_tags"]
+        what = f"{tag!r} is none of {known}{_nearest(tag, known)}"
+    else:
+        what = message[:1].lower() + message[1:] + ("" if first["type"] == "missing" else f", got {given!r}")
+        what += _nearest(str(given), message) if first["type"] == "literal_error" else ""
+    return f"{'.'.join(map(str, first['loc'])) or whole}: {what}"
+
+
+def _innermost(error: Any) -> dict[str, Any]:
+    """An error, as of `errors`; of a section that a validator parses, the first one inside."""
+    inside = error.get("ctx", {}).get("error")
     if not isinstance(inside, ValidationError):
-        return first
-    found = first_error(inside)
-    return {**found, "loc": (*first["loc"], *found["loc"])}
+        return {**error}
+    found = _innermost(inside.errors()[0])
+    return {**found, "loc": (*error["loc"], *found["loc"])}
+
+
+def _nearest(word: str, message: str) -> str:
+    """The suggestion for a mistyped word among those that a message of pydantic has in quotes."""
+    return suggestion(word, re.findall("'([^']*)'", message))
+
+
+class Contents:
+    """Marks a field whose values a validator makes of what is written: sections of a registry, or one by its name.
+
+    Args:
+        written: returns the type of what is written. It is called late, since a registry imports its classes late.
+    """
+
+    def __init__(self, written: Callable[[], Any]) -> None:
+        self.written = written
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Callable[[Any], Any]) -> Any:
+        return handler(TypeAdapter(self.written()).core_schema)
+
+
+def _sections_at(kind: Any, path: Sequence[str | int]) -> Iterator[type[Section]]:
+    """The sections that may be at a path of keys, indices and tags of unions inside a value of this type."""
+    if isinstance(kind, type) and issubclass(kind, Section):
+        yield from _sections_in(kind, path) if path else (kind,)
+        return
+    if get_origin(kind) is Annotated:
+        inside, *marks = get_args(kind)
+        for mark in marks:
+            if isinstance(mark, Contents):
+                inside = mark.written()
+            elif isinstance(mark, Tag):
+                if path[:1] != [mark.tag]:
+                    return
+                path = path[1:]
+        yield from _sections_at(inside, path)
+        return
+    listed = get_origin(kind) in (dict, tuple)
+    for each in dict.fromkeys(get_args(kind)) if path or not listed else ():
+        yield from _sections_at(each, path[1:] if listed else path)
+
+
+def _sections_in(kind: type[Section], path: Sequence[str | int]) -> Iterator[type[Section]]:
+    for name, field in kind.model_fields.items():
+        if path[0] in (name, field.alias):
+            marked = Annotated.__class_getitem__((field.annotation, None, *field.metadata))  # type: ignore[attr-defined]
+            yield from _sections_at(marked, path[1:])
+        elif get_args(field.annotation) == (path[0],):  # a literal: the tag of this section in a union
+            yield from _sections_at(kind, path[1:])
 
 
 def load_section(kind: type[Kind], path: Path, name: str) -> Kind:
@@ -76,9 +138,29 @@ def read_yaml(path: Path, name: str) -> Any:
     return {} if content is None else content
 
 
+class _Loader(yaml.SafeLoader):
+    """Also reads 5e-3 as a number, as YAML 1.2 does; for PyYAML it is a text."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes texts that would be read as numbers."""
+
+
+for _each in (_Loader, _Dumper):
+    _each.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"), [*"-+.0123456789"]
+    )
+
+
+def dump_yaml(content: Any, flow: bool = False) -> str:
+    """A YAML document that `parse_yaml` reads as this content; flow: on one line."""
+    width = float("inf") if flow else 120
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=flow, width=width)
+
+
 def parse_yaml(text: str | bytes) -> Any:
     """The content of a YAML document; ValueError if it has none, RecursionError if it is nested too deeply."""
-    loader = yaml.SafeLoader(text)
+    loader = _Loader(text)
     try:
         node = loader.get_single_node()
         if node is None:
@@ -127,22 +209,3 @@ def _change_key(content: Any, keys: Sequence[str], value: Any, change: str) -> A
         raise InputError(f"{change}: {keys[0]} would be a key of {content!r}, which has none")
     content = content or {}
     return {**content, keys[0]: _change_key(content.get(keys[0]), keys[1:], value, change)}
-
-
-def shipped_files(folder: str = "") -> dict[str, Path]:
-    """Name -> YAML file, of a folder of `configs`, which comes with the package."""
-    here = Path(__file__).parents[1]
-    places = here.parent / "configs" / folder, here / "configs" / folder  # in a checkout; in an installed package
-    return {
-        path.relative_to(place).with_suffix("").as_posix(): path for place in places for path in place.rglob("*.yaml")
-    }
-
-
-def named_file(what: str, folder: str, name: str | Path) -> Path:
-    """A YAML file by its path, or one that comes with the package by its name."""
-    if Path(name).suffix in (".yaml", ".yml"):
-        return Path(name)
-    files = shipped_files(folder)
-    if str(name) not in files:
-        raise InputError(f"{what} {name}: not known; give a YAML file or one of {', '.join(sorted(files))}")
-    return files[str(name)]

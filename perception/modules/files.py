@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from perception.errors import InputError
 from perception.io.files import make_folder, write_together
-from perception.io.section import Section, first_error
+from perception.io.section import Section, explain
 from perception.modules.base import is_base_key
 from perception.modules.computation.computation import Computation
 from perception.modules.slot import Slot
@@ -116,9 +116,7 @@ def read_record(path: Path) -> Record | HeadRecord:
         for module in (record,) if isinstance(record, Record) else record.modules:
             module.spec(module.name)
     except ValidationError as error:
-        first = first_error(error)
-        key = ".".join(str(part) for part in first["loc"]) or "module"
-        raise InputError(f"{json_file}: {key}: {first['msg'].lower()}") from None
+        raise InputError(f"{json_file}: {explain(Record, error, 'module')}") from None
     return record
 
 

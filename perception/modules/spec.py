@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from pydantic import Field, PlainValidator, SerializeAsAny, TypeAdapter, model_validator
 
-from perception.errors import InputError
-from perception.io.section import MODULE_NAME, Positive, Section
+from perception.errors import InputError, suggestion
+from perception.io.section import MODULE_NAME, Contents, Positive, Section
 from perception.registry import Registry
 
 # The computation functions by kind. They need torch, so that only what has modules imports them.
@@ -36,7 +36,7 @@ def require_facts(
     known, when = (*conditions, *tasks, *sensors, *(f"no-{sensor}" for sensor in sensors)), tuple(dict.fromkeys(when))
     for fact in when:
         if fact not in known:
-            raise InputError(f"{where}: {fact!r} is none of {', '.join(known)}")
+            raise InputError(f"{where}: {fact!r} is none of {', '.join(known)}{suggestion(fact, known)}")
     for excluding in (tuple(tasks), *((sensor, f"no-{sensor}") for sensor in sensors)):
         both = [fact for fact in when if fact in excluding]
         if len(both) > 1:
@@ -71,15 +71,21 @@ def build(module: Module, layer: Any, conditions: int) -> Any:
     return kind(layer, **further, **module.options())
 
 
-@cache
-def _parser(*others: type[Module]) -> TypeAdapter[Module]:
-    """Parses a module of one of the kinds, or one of the others."""
+def _kinds(*others: type[Module]) -> Any:
+    """The type of a module of one of the kinds, or of one of the others."""
     kinds = (*(each.Options for each in COMPUTATIONS.values()), *others)
     every: Any = Union[kinds]  # noqa: UP007 - its members are known at run time only
-    return TypeAdapter(Annotated[every, Field(discriminator="kind")])
+    return Annotated[every, Field(discriminator="kind")]
 
 
-_Single = Annotated[SerializeAsAny[Module], PlainValidator(lambda content: _parser().validate_python(content))]
+@cache
+def _parser(*others: type[Module]) -> TypeAdapter[Module]:
+    return TypeAdapter(_kinds(*others))
+
+
+_Single = Annotated[
+    SerializeAsAny[Module], PlainValidator(lambda content: _parser().validate_python(content)), Contents(_kinds)
+]
 
 
 class ModuleUnion(Module):
@@ -114,7 +120,7 @@ def parse_module(content: object) -> Module:
     return _parser(ModuleUnion).validate_python(content)
 
 
-AnyModule = Annotated[SerializeAsAny[Module], PlainValidator(parse_module)]
+AnyModule = Annotated[SerializeAsAny[Module], PlainValidator(parse_module), Contents(lambda: _kinds(ModuleUnion))]
 
 
 class LearnedRouting(Section):

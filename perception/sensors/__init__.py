@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, SerializeAsAny, create_model
 
-from perception.io.section import Section
+from perception.io.section import Contents, Section
 from perception.registry import Registry
 
 SENSORS = Registry(
@@ -27,9 +27,16 @@ def parse_sensors(content: object) -> dict[str, Section]:
     A wrong key is a ValidationError.
     """
     given = content if isinstance(content, Mapping) else {}
-    fields: Any = {kind: (SENSORS[kind].Config | None, None) for kind in SENSORS if kind in given}
-    known = create_model("Sensors", __base__=Section, **fields).model_validate(content)
+    known = _section([kind for kind in SENSORS if kind in given]).model_validate(content)
     return {kind: config for kind, config in known if config is not None}
 
 
-SensorConfigs = Annotated[dict[str, SerializeAsAny[Section]], BeforeValidator(parse_sensors)]
+def _section(kinds: Iterable[str]) -> type[Section]:
+    """The section with the configurations of these kinds of sensors."""
+    fields: Any = {kind: (SENSORS[kind].Config | None, None) for kind in kinds}
+    return create_model("Sensors", __base__=Section, **fields)
+
+
+SensorConfigs = Annotated[
+    dict[str, SerializeAsAny[Section]], BeforeValidator(parse_sensors), Contents(lambda: _section(SENSORS))
+]

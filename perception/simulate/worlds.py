@@ -11,7 +11,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from perception.errors import InputError
 from perception.frame import Conditions
-from perception.io.section import Section, Share, load_section, parse_section, shipped_files
+from perception.io.section import Section, Share, load_section, parse_section
+from perception.io.shipped import shipped_files
 from perception.simulate.snapshot import GROUND_COLOURS, Ground, Weather
 from perception.taxonomy import Colour, Taxonomy, Word, rgb
 
@@ -210,7 +211,7 @@ class Worlds:
             raise InputError(f"{folder}: no such folder; give one with world files such as munich.yaml")
         self._folder = folder
         own = () if folder is None else folder.glob("*.yaml")
-        self._paths = shipped_files("worlds") | {path.stem: path for path in own}
+        self._paths = shipped_files("world") | {path.stem: path for path in own}
         self._files: dict[Path, WorldFile] = {}
 
     def kinds(self) -> dict[str, tuple[str, ...]]:

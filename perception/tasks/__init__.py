@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, SerializeAsAny, create_model
 
 from perception.grid import BevGrid
-from perception.io.section import Section
+from perception.io.section import Contents, Section
 from perception.registry import Registry
 from perception.tasks.task import Task, TaskConfig
 from perception.taxonomy import Taxonomy
@@ -25,12 +25,19 @@ TASKS = Registry(
 def parse_tasks(content: object) -> dict[str, TaskConfig]:
     """Task -> configuration, from a parsed document; None omits a task. A wrong key is a ValidationError."""
     named = content if isinstance(content, Mapping) else {}
-    fields: Any = {name: (TASKS[name].Config | None, None) for name in TASKS if name in named}
-    known = create_model("Tasks", __base__=Section, **fields).model_validate(content)
+    known = _section([name for name in TASKS if name in named]).model_validate(content)
     return {name: config for name, config in known if config is not None}
 
 
-TaskConfigs = Annotated[dict[str, SerializeAsAny[TaskConfig]], BeforeValidator(parse_tasks)]
+def _section(names: Iterable[str]) -> type[Section]:
+    """The section with the configurations of these tasks."""
+    fields: Any = {name: (TASKS[name].Config | None, None) for name in names}
+    return create_model("Tasks", __base__=Section, **fields)
+
+
+TaskConfigs = Annotated[
+    dict[str, SerializeAsAny[TaskConfig]], BeforeValidator(parse_tasks), Contents(lambda: _section(TASKS))
+]
 
 
 def point_places(configs: Mapping[str, TaskConfig]) -> int:

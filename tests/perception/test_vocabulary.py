@@ -113,7 +113,7 @@ def test_a_configuration_names_it_or_holds_it(tmp_path: Path) -> None:
         parse_config(content | {"tasks": {"map": {}}}, "a.yaml")
     with one_line_error(says="the groups, one after the other, must be car"):
         parse_config(content | {"tasks": {"detection": {"groups": [["truck"]]}}}, "a.yaml")
-    with one_line_error(at="taxonomy munich: not known; give a YAML file or one of"):
+    with one_line_error(at="munich: no such YAML file, nor one that comes with the package: kitti, "):
         load_taxonomy("munich")
 
 
@@ -160,8 +160,8 @@ def test_rigs_that_come_with_the_package(name: str, tmp_path: Path) -> None:
 def test_an_unknown_rig_and_one_without_what_is_needed(tmp_path: Path) -> None:
     """Without mounts it is enough for a network; to simulate, the first sensor that lacks one is named, and golden
     frames spread them evenly."""
-    known = "kitti, nuscenes, pandaset, pandaset_64, shuttle, t4, truck"
-    with one_line_error(exactly=f"rig trukc: not known; give a YAML file or one of {known}"):
+    known = "kitti, nuscenes, pandaset, pandaset_64, shuttle, t4, truck; did you mean truck?"
+    with one_line_error(exactly=f"trukc: no such YAML file, nor one that comes with the package: {known}"):
         load_rig("trukc")
     with one_line_error(exactly=f"{tmp_path}/a.yaml: cannot read the rig (FileNotFoundError)"):
         load_rig(tmp_path / "a.yaml")
@@ -239,6 +239,12 @@ def test_shipped_configurations_are_valid_and_build(path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "overrides", "says"),
     [
+        ("nmae: a", "", "nmae: is not a known key; did you mean name?"),
+        ("name: a", "tasks.detection.top_m=3", "tasks.detection.top_m: is not a known key; did you mean top_k?"),
+        ("name: a", "train.schedule.kind=cosin", "'step', got 'cosin'; did you mean cosine?"),
+        ("name: a\nmodules: [{name: a, kind: low_rnk}]", "", "modules.0: 'low_rnk' is none of 'low_rank', "),
+        ("name: a\nmodules: [{name: a, kind: low_rank, rnk: 3}]", "", ".rnk: is not a known key; did you mean rank?"),
+        ("name: a", "data.format=KITTI", r"pattern '^[\w.]+:\w+$', got 'KITTI'"),
         ("name: a\nmodel: {trunk: {chanels: [3]}}", "", "model.trunk.chanels: is not a known key"),
         ("name: a\ntrain: {steps: many}", "", "train.steps: input should be a valid integer, got 'many'"),
         ("name: a\ntrain: {steps: 9, epochs: 2}", "", "train: give `steps` or `epochs`, one of them"),

@@ -110,11 +110,11 @@ print(json.dumps(said))
 def test_a_command_that_needs_torch_is_one_line(tiny_root: Path, tmp_path: Path) -> None:
     out, data = ["--out", str(tmp_path / "out")], ["--data", str(tiny_root)]
     commands = [
-        ["train", "configs/tiny.yaml", *data, *out],
+        ["train", "tiny", *data, *out],
         ["evaluate", ".", *data, *out],
         ["adapt", ".", "--add", "low_rank:a", *data, *out],
         ["modules", "."],
-        ["import", ".", ".", *out],
+        ["import", "a.py", "a.pth", *out],
         ["export", ".", *out],
         ["export", ".", "--plan"],
         ["demo", *out],

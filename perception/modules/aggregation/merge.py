@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from perception.errors import InputError
-from perception.io.section import first_error
+from perception.io.section import explain
 from perception.modules.bank import Bank
 from perception.modules.slot import matching
 
@@ -135,9 +135,7 @@ def _spec(bank: Bank, specs: list[Any], vectors: list[Vector], name: str, rank: 
     try:
         return type(specs[0])(**content)
     except ValidationError as error:
-        first = first_error(error)
-        where = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"module {name!r}: {where}: {first['msg'].lower()}, got {first['input']!r}") from None
+        raise InputError(f"module {name!r}: {explain(type(specs[0]), error)}") from None
 
 
 def _options(bank: Bank, parts: Sequence[Any], vectors: list[Vector], rank: int | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from perception.errors import suggestion
 from perception.grid import BevGrid, Reference, VoxelGrid, occupancy_classes
 from perception.io.section import Positive, Range, Section, Weight
 from perception.tasks.task import TaskConfig
@@ -118,7 +119,9 @@ class OccupancyHead(TaskConfig):
             raise ValueError(f"the taxonomy {taxonomy.name} has no point classes")
         known = occupancy_classes(taxonomy)
         if unknown := [name for name in self.losses.classes if name not in known]:
-            raise ValueError(f"losses.classes: {unknown[0]!r} is none of {', '.join(known)}")
+            raise ValueError(
+                f"losses.classes: {unknown[0]!r} is none of {', '.join(known)}{suggestion(unknown[0], known)}"
+            )
 
     def require_grid(self, grid: BevGrid) -> None:
         require_overlap(self.voxels(grid.reference), grid)

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from deploy.live.policy import load_policy
 from perception.config import load_config
 from perception.errors import InputError
-from perception.io.section import overridden, parse_yaml, read_yaml
+from perception.io.section import dump_yaml, overridden, parse_yaml, read_yaml
 
+TEXT = st.text(st.characters(exclude_characters="\x85"))  # PyYAML writes it as a space
 PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.dates(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT | st.dates(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
     max_leaves=12,
 )
 NESTED = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
@@ -39,8 +40,20 @@ REFUSED = {
 
 @given(PLAIN)
 def test_yaml_is_that_of_the_library(content: object) -> None:
-    text = yaml.safe_dump(content)
+    text = dump_yaml(content)
     assert parse_yaml(text) == yaml.safe_load(text)
+
+
+@given(PLAIN)
+def test_what_is_written_is_read_again(content: object) -> None:
+    assert parse_yaml(dump_yaml(content)) == parse_yaml(dump_yaml(content, flow=True)) == content
+
+
+@pytest.mark.parametrize("text", ["5e-3", "5.e-3", "0.5E-2", ".5e-2", "+50e-4"])
+def test_a_number_may_have_no_point(text: str) -> None:
+    assert overridden(parse_yaml(f"train: {{weight: {text}}}"), [f"train.rate={text}"]) == {
+        "train": {"weight": 0.005, "rate": 0.005}
+    }
 
 
 def test_aliases_are_as_many_values_as_they_stand_for() -> None:

@@ -124,7 +124,7 @@ REFUSALS = [
     (edited(slots=[NORM]), r"m.json: low_rank does not attach to slot 'conv.norm', a BatchNorm2d"),
     (edited(format=2, news={}), r"m.json: has format 2, this program reads 1"),
     (edited(base=None), r"m.json: base: field required"),
-    (edited(options={"rank": 2, "depth": 3}), r"m.json: low_rank.depth: extra inputs"),
+    (edited(options={"rank": 2, "depth": 3}), r"m.json: low_rank.depth: is not a known key"),
     (edited(when=["snow"]), r"m.json: when: 'snow' is none of"),
     (lambda words: words.write_text(words.read_text()[:99]), NOT_READABLE),
     (lambda words: words.with_suffix(".safetensors").unlink(), r"m.safetensors: cannot be read"),

@@ -246,9 +246,9 @@ def test_a_damaged_picture_is_right_up_to_the_damage(shape: tuple[int, int]) -> 
         ("blur:lidar", "lidar cannot have blur"),
         ("points:CAM_FRONT", "CAM_FRONT cannot have points"),
         ("noise:lidar,0.5", "'0.5': write NAME=NUMBER; options: levels, metres"),
-        ("noise:lidar,meters=1", "meters: is no option; options: levels, metres"),
+        ("noise:lidar,meters=1", r"meters: is not a known key; did you mean metres\?; options: levels, metres"),
         ("points:lidar,share=1.5", "share: input should be less than or equal to 1"),
-        ("drop:lidar,share=1", "share: is no option; options: none"),
+        ("drop:lidar,share=1", "share: is not a known key; options: none"),
     ],
 )
 def test_what_is_no_fault_is_named_in_one_line(text: str, message: str) -> None:

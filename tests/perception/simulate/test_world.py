@@ -20,7 +20,7 @@ from simulated import WORLDS, courses, in_town, outline
 from vocabulary import NUSCENES
 
 from perception.datasets.nuscenes.descriptions import conditions_of
-from perception.io.section import shipped_files
+from perception.io.shipped import shipped_files
 from perception.simulate.agents import MOVING
 from perception.simulate.city import City, build_city
 from perception.simulate.conditions import Course, describe, every, parse
@@ -230,7 +230,7 @@ def test_earlier_kinds_override_later_ones(own: Path) -> None:
 
 
 def test_the_world_files_of_the_package_and_of_the_page_are_right(tmp_path: Path) -> None:
-    names = {*shipped_files("worlds")}
+    names = {*shipped_files("world")}
     assert {*NUSCENES.condition_values, "snow"} <= names
     kinds = {**NUSCENES.conditions, "weather": [*NUSCENES.conditions["weather"], "snow"]}
     kinds["city"] = sorted(names - {value for kind in ("weather", "light") for value in kinds[kind]})

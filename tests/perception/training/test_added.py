@@ -183,7 +183,7 @@ def test_a_head_that_does_not_fit_is_refused_and_changes_nothing(finished: Path,
         ({"options": {"channels": 4}}, "tensors are not those of its JSON file"),
         ({"modules": [{**content["modules"][0], "slots": [elsewhere]}]}, "the network has no slot 'trunk.9'"),
         ({"modules": [{**content["modules"][0], "name": "rain"}]}, "tensors are not those"),
-        ({"when": ["map"]}, "when: extra inputs"),
+        ({"when": ["map"]}, "when: is not a known key"),
     ):
         file.write_text(json.dumps(content | changes))
         with one_line_error(message):
