@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from deploy.manifest import MANIFEST
-from deploy.networks import find_network
+from deploy.networks import find_network, shipped_networks
 from deploy.recordings.drives import Drive
 from deploy.recordings.drives import open_drives as open_recorded
 from deploy.runtime import Runtime
@@ -177,6 +177,9 @@ def load(network: str | Path, target: str = "cpu", rig: str | Path | None = None
         InputError: there is none, or it cannot be used.
     """
     path = find_network(network)
+    if not path.exists():
+        shipped = ", ".join(shipped_networks())
+        raise InputError(f"{network}: is neither a run, nor a bundle, nor a network that comes along: {shipped}")
     if (path / MANIFEST).exists():
         if rig is not None:
             raise InputError(f"{path}: a bundle is for one rig; give a run, or leave out {rig}")

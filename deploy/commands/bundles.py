@@ -225,12 +225,16 @@ def demo(
         Path | None, typer.Option("--out", help="Folder to write; runs/demo, or runs/quick with --quick.")
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="The same way with few drives and steps: the network learns nothing.")
+        bool, typer.Option("--quick", help="Train nothing: a simulated drive through a network that comes along.")
     ] = False,
 ) -> None:
     """Simulate, train, evaluate, export, compile and replay, in minutes, ending in a report to open."""
     keep_memory()
-    from deploy.commands.demo import FULL, QUICK
-    from deploy.commands.demo import demo as run
+    if quick:
+        from deploy.commands.tour import tour
 
-    run(out or Path("runs", "quick" if quick else "demo"), QUICK if quick else FULL)
+        tour(out or Path("runs", "quick"))
+    else:
+        from deploy.commands.demo import demo as run
+
+        run(out or Path("runs", "demo"))

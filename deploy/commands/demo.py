@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from deploy.build import build
+from deploy.commands.tour import (
+    BASE,
+    CHANGING,
+    DOMAINS,
+    KEYFRAMES,
+    MARK,
+    MODULES,
+    SUMMARY,
+    VERSION,
+    clear,
+    simulate_shown,
+)
 from deploy.export import export
 from deploy.precision.calibrate import Drives
 from deploy.replay.run import replay
@@ -24,24 +33,12 @@ from deploy.replay.settings import Source
 from perception.checkpoint import load_model
 from perception.config import Config, find_config, load_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.errors import InputError
 from perception.evaluation.evaluate import evaluate
-from perception.io.files import make_folder, write_atomically
+from perception.io.files import write_atomically
 from perception.predict import TorchPredictor
 from perception.sensors.camera.pretrained import load_packaged
-from perception.simulate.simulate import Run, simulate
 from perception.training.adapt import adapt, add_task
 from perception.training.loop import train
-
-VERSION = "v1.0-sim"
-BASE = "clear"
-# Each module is named after the condition that it runs under.
-DOMAINS = {BASE: "clear-day-boston", "singapore": "clear-day-singapore", "fog": "fog-day-boston"}
-MODULES = tuple(name for name in DOMAINS if name != BASE)
-SUMMARY = "summary.json"
-# What the demo writes, and all that it removes of an earlier one.
-WRITTEN = ("drives", "changing", "run", *MODULES, "conditions", "before", "after", "bundle", "replay", SUMMARY)
-_OF_DEMOS = "base_unchanged", "clear_unchanged"  # in no other summary
 
 
 class Size(NamedTuple):
@@ -54,8 +51,7 @@ class Size(NamedTuple):
     keyframes: int  # of the drive that changes
 
 
-FULL = Size(drives=30, further=60, steps=None, module_steps=500, keyframes=24)
-QUICK = Size(drives=4, further=0, steps=30, module_steps=10, keyframes=9)  # nobody learns from so few
+FULL = Size(drives=30, further=60, steps=None, module_steps=500, keyframes=KEYFRAMES)
 
 
 class Demo:
@@ -86,6 +82,7 @@ class Demo:
         bundle = self.export(recognising)
         report = self.replay(bundle)
         summary = {
+            MARK: "full",
             **_summary(before, after),
             "base_unchanged": _base_hash(base) == _base_hash(recognising),
             "seconds": round(time.perf_counter() - start, 1),
@@ -99,15 +96,8 @@ class Demo:
     def simulate(self) -> None:
         self.console.rule("1  simulate drives in clear weather, in another city and in fog, and one that changes")
         drives = [*DOMAINS.values()] * self.size.drives + [DOMAINS[BASE]] * self.size.further
-        changing = "/".join((DOMAINS[BASE], DOMAINS["fog"], DOMAINS[BASE]))
-        for name, scenes, samples, seed, conditions in (
-            ("drives", len(drives), 2, 0, drives),
-            ("changing", 1, self.size.keyframes, 1, [changing]),
-        ):
-            with Progress(console=self.console) as progress:
-                bar = progress.add_task("keyframes", total=scenes * samples)
-                run = Run(progress=partial(progress.advance, bar))
-                simulate(self.out / name, scenes, samples, seed, conditions, run=run)
+        simulate_shown(self.out / "drives", len(drives), 2, 0, drives, self.console)
+        simulate_shown(self.out / "changing", 1, self.size.keyframes, 1, [CHANGING], self.console)
 
     @cached_property
     def tables(self) -> NuScenesTables:
@@ -163,41 +153,12 @@ def demo(out: Path, size: Size = FULL) -> dict[str, Any]:
     """Run the demo in the folder `out`, which may hold an earlier demo; see `Demo`."""
     console = Console()
     load_packaged("perception demo")
-    clear(out)
+    clear(out, "full")
     summary = Demo(out, size, console).run()
     console.print(_table(summary["modules"]))
     console.print_json(data=summary)
     console.print(f"Open {Path(summary['report']).resolve()}")
     return summary
-
-
-def clear(out: Path) -> None:
-    """Prepare `out` for a demo: remove an earlier one from it, and nothing else.
-
-    Runs and drives of the user may have the same names, so a folder with any of them must say that it is a demo's. It
-    says so by `SUMMARY`, which is written first for this reason.
-    """
-    there = [out / name for name in WRITTEN if os.path.lexists(out / name)]
-    if there and not _is_demo(out / SUMMARY):
-        raise InputError(f"{there[0]}: is not of a demo, which would replace it; choose another --out")
-    make_folder(out)
-    write_atomically(out / SUMMARY, json.dumps(dict.fromkeys(_OF_DEMOS)).encode())
-    for path in there:
-        try:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif path.name != SUMMARY:
-                path.unlink()
-        except OSError as error:
-            raise InputError(f"{path}: cannot be removed ({error.strerror}); choose another --out") from None
-
-
-def _is_demo(summary: Path) -> bool:
-    try:
-        found = json.loads(summary.read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(found, dict) and found.keys() >= {*_OF_DEMOS}
 
 
 def _config(scenes: Sequence[str], steps: int | None) -> Config:

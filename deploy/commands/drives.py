@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deploy.commands.options import AllowOlder, GatesFile, Keys, State, Target, TopicsFile, make_trust
+from deploy.commands.options import AllowOlder, BundleOption, GatesFile, Keys, State, Target, TopicsFile, make_trust
+from deploy.networks import find_network
 from perception.commands.common import (
     Json,
     Out,
@@ -43,7 +44,8 @@ if TYPE_CHECKING:
 @app.command(epilog="Example: perception evaluate runs/a --data drives --out runs/a/evaluation --by condition,range")
 def evaluate(
     model: Annotated[
-        Path, typer.Argument(callback=from_store, help="A run, one of its checkpoints, or an exported bundle.")
+        Path,
+        typer.Argument(callback=find_network, help="A run, one of its checkpoints, an exported bundle, or demo."),
     ],
     data: Root,
     out: Out,
@@ -179,7 +181,7 @@ def replay(
         Path,
         typer.Argument(callback=from_store, help="Drives as for --data of `evaluate`; .mcap file; rosbag2."),
     ],
-    bundle: Annotated[Path, typer.Option(callback=from_store, help="An exported bundle.")],
+    bundle: BundleOption,
     out: Out,
     target: Target = "cpu",
     version: Version = None,

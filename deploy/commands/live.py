@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from deploy.commands.options import AllowOlder, Keys, State, Target, TopicsFile, make_trust
+from deploy.commands.options import AllowOlder, BundleArgument, Keys, State, Target, TopicsFile, make_trust
+from deploy.networks import find_network
 from perception.commands.common import Json, Scenes, Version, app, console_for, from_store, names, report, yaml_file
 from perception.errors import InputError
 
@@ -28,7 +29,7 @@ DEAD_ENGINE = 4  # exit code of a drive whose engine has failed for too long; 1 
 
 @app.command(epilog="Example: perception drive runs/a/bundle --from drive.mcap --out runs/a/drive")
 def drive(
-    bundle: Annotated[Path, typer.Argument(callback=from_store, help="An exported bundle.")],
+    bundle: BundleArgument,
     source: Annotated[str, typer.Option("--from", help="zenoh, or a recording that is played at its own pace.")],
     topics: TopicsFile = None,
     target: Target = "cpu",
@@ -206,7 +207,7 @@ def check(
         ),
     ],
     bundle: Annotated[
-        Path, typer.Option(callback=from_store, help="A bundle that was exported with --calibrate DRIVES.")
+        Path, typer.Option(callback=find_network, help="A bundle exported with --calibrate DRIVES, or demo.")
     ],
     version: Version = None,
     scenes: Scenes = "",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deploy.networks import find_network
 from perception.commands.common import yaml_file
 from perception.errors import InputError
 
@@ -20,6 +21,12 @@ Keys = Annotated[
     typer.Option(
         "--key", help="Public key (Ed25519, PEM) that must have signed the bundle; repeatable, any one is enough."
     ),
+]
+BundleOption = Annotated[
+    Path, typer.Option(callback=find_network, help="An exported bundle, or a network that comes along: demo.")
+]
+BundleArgument = Annotated[
+    Path, typer.Argument(callback=find_network, help="An exported bundle, or a network that comes along: demo.")
 ]
 State = Annotated[
     Path | None,
