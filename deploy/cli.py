@@ -5,9 +5,12 @@ from __future__ import annotations
 import codecs
 import io
 import os
+import re
 import sys
 import tempfile
 import traceback
+from collections import defaultdict
+from importlib.metadata import requires
 from typing import Any
 
 # OpenBLAS would wake its threads even to invert a 4 x 4 matrix, and they would spin for 20 ms.
@@ -16,7 +19,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Importing these modules adds their commands to the application; --help lists them in this order.
 from perception.commands import learn, modules  # noqa: F401
 from perception.commands.common import app
-from perception.errors import InputError
+from perception.errors import InputError, install_hint
 
 # isort: split
 from deploy.commands import bundles, drives, live, predict  # noqa: F401
@@ -30,6 +33,15 @@ class _Pipe(io.FileIO):
             return super().write(data) or 0
         except BrokenPipeError:
             return len(data)
+
+
+def _smallest_extra(package: str) -> str:
+    """Extra with the fewest requirements among those that install a package."""
+    extras = defaultdict[str, set[str]](set)
+    for requirement in requires("tessera-perception") or ():
+        if found := re.match(r"([\w.-]+).*extra == ['\"]([\w-]+)", requirement):
+            extras[found[2]].add(found[1])
+    return min((name for name in extras if package in extras[name]), key=lambda name: len(extras[name]), default="all")
 
 
 def main() -> None:
@@ -54,8 +66,8 @@ def main() -> None:
     except ModuleNotFoundError as error:  # on the vehicle: no torch, no devkit
         package = (error.name or str(error)).split(".")[0]
         print(
-            f"perception: this command needs {package}, which is not installed here; run it where `pip install "
-            "tessera-perception` has installed all dependencies",
+            f"perception: this command needs {package}, which is not installed here; "
+            f"{install_hint(_smallest_extra(package))}",
             file=sys.stderr,
         )
         sys.exit(2)

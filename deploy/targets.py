@@ -26,7 +26,7 @@ from rich import box
 from rich.table import Table
 
 from deploy.tolerances import Precision
-from perception.errors import InputError, suggestion
+from perception.errors import InputError, install_hint, suggestion
 
 Compiler = Literal["onnxruntime", "tensorrt_rtx", "tensorrt"]
 
@@ -116,7 +116,7 @@ def _rtx(name: str, device: str, compute_capability: int) -> Target:
         "tensorrt_rtx",
         Versions((1, 1), (2, 0)),
         opsets=(9, 20),
-        install="pip install 'tessera-perception[rtx]' (Linux or Windows, x86-64; no GPU needed)",
+        install=f"{install_hint('rtx')} (Linux or Windows, x86-64; no GPU needed)",
         compute_capabilities=(compute_capability,),
     )
 

@@ -26,6 +26,11 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
+def install_hint(extra: str) -> str:
+    """Say how to install an extra of this package. Until a release is published, pip installs it from a clone."""
+    return f"run `pip install '.[{extra}]'` in a clone of the repository"
+
+
 # Gets a line for each damaged sensor file, which then counts as missing; None: a damaged file is an error.
 DAMAGE: ContextVar[Callable[[str], object] | None] = ContextVar("DAMAGE", default=None)
 

@@ -10,7 +10,7 @@ from deploy.live.intake import Intake
 from deploy.live.outputs import Output
 from deploy.live.state import WORST_LAST, Status
 from deploy.recordings.counts import PROBLEMS
-from perception.errors import InputError
+from perception.errors import InputError, install_hint
 from perception.frame import Frame
 from perception.scene.health.features import Status as Health
 from perception.scene.scene import SceneFrame
@@ -33,9 +33,7 @@ class Metrics(Output):
             import prometheus_client
             from prometheus_client import core
         except ImportError:
-            raise InputError(
-                "--metrics: prometheus_client is not installed; pip install 'tessera-perception[live]'"
-            ) from None
+            raise InputError(f"--metrics: prometheus_client is not installed; {install_hint('live')}") from None
         self._core, self._intake = core, intake
         self._status = Status(())  # the latest one
         self._begun: Counter[str] = Counter()  # reasons, by code

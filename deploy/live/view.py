@@ -12,7 +12,7 @@ from mcap_protobuf.schema import build_file_descriptor_set
 from deploy.live.outputs import Output
 from deploy.manifest import Manifest
 from deploy.replay.foxglove_results import FoxgloveWriter
-from perception.errors import InputError
+from perception.errors import InputError, install_hint
 from perception.frame import Frame
 from perception.scene.scene import SceneFrame
 
@@ -31,7 +31,7 @@ class View(Output):
         try:
             import foxglove
         except ImportError:
-            raise InputError("--view: foxglove-sdk is not installed; pip install 'tessera-perception[live]'") from None
+            raise InputError(f"--view: foxglove-sdk is not installed; {install_hint('live')}") from None
         self._sdk, self._context = foxglove, foxglove.Context()
         self._channels: dict[str, Any] = {}  # by topic
         self._sensors = set[str]()  # of the frames that were drawn

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from deploy.live.source import Damage, Playback, Receive
 from deploy.recordings import ros
 from deploy.recordings.messages import RecordingInfo
-from perception.errors import InputError
+from perception.errors import InputError, install_hint
 
 NODE = "tessera"
 _DEFAULT = """{mode: "peer", connect: {endpoints: ["tcp/localhost:7447"]}, listen: {endpoints: ["tcp/localhost:0"]},
@@ -65,7 +65,7 @@ class Zenoh:
             import zenoh
             import zenoh.ext
         except ImportError:
-            raise InputError("zenoh: is not installed; pip install 'tessera-perception[live]'") from None
+            raise InputError(f"zenoh: is not installed; {install_hint('live')}") from None
         self._zenoh: Any = zenoh
         file, domain = os.environ.get("ZENOH_SESSION_CONFIG_URI"), os.environ.get("ROS_DOMAIN_ID", "0")
         try:

@@ -13,7 +13,7 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from deploy.integrity import sha256
 from deploy.replay.settings import Settings, Source
 from deploy.runtime import Runtime
 from deploy.targets import find_target
+from perception import __version__
 from perception.errors import InputError
 from perception.io.files import text_of, write_atomically
 from perception.io.section import Section, explain
@@ -159,12 +160,8 @@ def software() -> dict[str, str]:
     `source` is the SHA-256 of our code: unlike version or commit it is always known, and any change of a line changes
     it.
     """
-    try:
-        tessera = version("tessera-perception")
-    except PackageNotFoundError:
-        tessera = "not installed"
     return {
-        "tessera": tessera,
+        "tessera": __version__,
         "source": _source(),
         "python": platform.python_version(),
         "numpy": np.__version__,

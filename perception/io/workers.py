@@ -23,7 +23,7 @@ from typing import Any, Generic, TypeVar
 
 import cv2
 
-from perception.errors import InputError
+from perception.errors import InputError, install_hint
 
 ATTEMPTS = 3  # processes that may die of an item
 AHEAD = 4  # items of each process that `in_order` computes before they are needed
@@ -208,7 +208,7 @@ def _connect(address: str) -> Any:
     try:
         import ray
     except ImportError:
-        raise InputError("--ray: Ray is not installed; pip install 'tessera-perception[scale]'") from None
+        raise InputError(f"--ray: Ray is not installed; {install_hint('scale')}") from None
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     try:
         if colon:  # Ray would try for minutes

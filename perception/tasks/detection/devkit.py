@@ -24,7 +24,7 @@ import numpy as np
 from rich.console import Console
 
 from perception.datasets.keyframes import Keyframes
-from perception.errors import InputError
+from perception.errors import InputError, install_hint
 from perception.frame import Boxes, Frame
 from perception.io.files import strict, write_atomically
 from perception.tasks.detection.submission import (
@@ -59,8 +59,8 @@ class Devkit:
         """Raise InputError with instructions if it is not installed; only its own scores need it."""
         if find_spec(self.package) is None:
             raise InputError(
-                f"the official devkit is not installed; `pip install 'tessera-perception[devkit]' && pip install "
-                f"--no-deps --ignore-requires-python {self.distribution} motmetrics` installs it beside any numpy"
+                f"the official devkit is not installed; {install_hint('devkit')}, then `pip install --no-deps "
+                f"--ignore-requires-python {self.distribution} motmetrics`, which works beside any numpy"
             )
 
     def module(self, name: str) -> Any:

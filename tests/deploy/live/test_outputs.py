@@ -293,9 +293,9 @@ def test_what_cannot_be_opened_is_one_line(tmp_path: Path, monkeypatch: pytest.M
         Recorder(tmp_path / "none" / "drive.mcap", RecordingInfo({}, 0, "drive"), print)
     monkeypatch.setitem(sys.modules, "foxglove", None)
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    with one_line_error(at="--view: foxglove-sdk is not installed; pip install 'tessera-perception[live]'"):
+    with one_line_error(at="--view: foxglove-sdk is not installed; ", says="pip install '.[live]'"):
         View(0, manifest)
-    with one_line_error(at="--metrics: prometheus_client is not installed; pip install 'tessera-perception[live]'"):
+    with one_line_error(at="--metrics: prometheus_client is not installed; ", says="pip install '.[live]'"):
         Metrics(str(free_port()), nobody)
 
 
