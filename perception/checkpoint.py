@@ -33,6 +33,17 @@ from perception.rig import Rig
 
 _WEIGHTS = "weights."  # prefix of the weights that train, beside their average
 _MAX_KEYS_SHOWN = 6  # in an error message
+# Keys of a configuration that may change when a training resumes. All others must be those of the checkpoint.
+CHANGEABLE = (
+    "train.steps",
+    "train.epochs",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.validation.every",
+    "train.validation.unit",
+    "train.validation.batch",
+    "train.trackers",
+)
 KEPT = 2  # number of newest checkpoints of a run that are kept
 
 
@@ -221,14 +232,19 @@ def provenance(path: Path) -> Provenance:
 def resume(
     run: Path, config: Config, model: nn.Module, optimizer: torch.optim.Optimizer, averaged: nn.Module | None = None
 ) -> tuple[int, dict[str, Any]]:
-    """Load the run's newest checkpoint into model, optimizer and average; returns its step and schedule."""
+    """Load the run's newest checkpoint into model, optimizer and average; returns its step and schedule.
+
+    Raises InputError for a configuration that differs in other keys than `CHANGEABLE`.
+    """
     folder, content = _read(run)
     if "training.safetensors" not in content["sha256"]:
         raise InputError(f"{folder}: has no optimizer state; it cannot be resumed")
     before = parse_config(content["config"], str(folder / "checkpoint.json"))  # with the defaults of newer keys
     different = _differences(_trained_by(before), _trained_by(config))
     if different:
-        raise InputError(f"{folder}: was trained with another configuration: {different[0]}")
+        names = ", ".join(CHANGEABLE)
+        line = f"{folder}: was trained with another configuration: {different[0]}; --resume may change only {names}"
+        raise InputError(f"{line}. To train from these weights with other settings, use init_from")
     file = folder / "training.safetensors"
     tensors = load_file(file)
     torch.set_rng_state(tensors.pop("random"))
@@ -257,7 +273,7 @@ def _differences(a: Any, b: Any, key: str = "") -> list[str]:
         return [
             d for k in sorted(a.keys() | b.keys()) for d in _differences(a.get(k), b.get(k), f"{key}.{k}".strip("."))
         ]
-    return [] if a == b else [f"{key} was {a!r}, is {b!r}"]
+    return [] if a == b or key in CHANGEABLE else [f"{key} was {a!r}, is {b!r}"]
 
 
 def initialise(model: nn.Module, source: InitFrom) -> None:

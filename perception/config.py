@@ -90,6 +90,8 @@ class Train(Section):
     checkpoint_every: Positive = 500  # steps
     log_every: Positive = 50  # steps; losses are fetched from the device and checked this often
     validation: Validation | None = None
+    # Besides log.csv. TensorBoard writes to RUN/tensorboard, the others as their environment variables say.
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(default=("tensorboard",), strict=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -215,7 +217,9 @@ class Config(Section):
             if name not in self.taxonomy.class_names:
                 known = self.taxonomy.class_names
                 near = suggestion(name, known)
-                raise ValueError(f"data.paste.classes: {name} is no class of the taxonomy {', '.join(known)}{near}")
+                raise ValueError(
+                    f"data.paste.classes: {name} is no class of the taxonomy; known are {', '.join(known)}{near}"
+                )
         if paste is not None and paste.pictures == "mask" and self.model.lidar is None:
             raise ValueError("data.paste: without LiDAR nothing shows a masked object; write `pictures: paste`")
         return self

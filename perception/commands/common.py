@@ -8,8 +8,11 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import shlex
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -170,6 +173,20 @@ def print_trained(last: Path) -> None:
 
     if rank() == 0:
         print(with_addresses(str(last)))
+
+
+@contextmanager
+def explain_stop() -> Iterator[None]:
+    """Run a training; after Ctrl-C print the command that continues it, and exit with code 130."""
+    from perception.training.interrupt import Stopped
+
+    try:
+        yield
+    except Stopped as stopped:
+        arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
+        command = shlex.join(["perception", *arguments, "--resume"])
+        print(f"perception: {stopped} and saved; continue with\n{command}", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 def console_for(as_json: bool) -> Console:

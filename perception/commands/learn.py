@@ -18,6 +18,7 @@ from perception.commands.common import (
     Version,
     app,
     console_for,
+    explain_stop,
     keep_memory,
     names,
     print_trained,
@@ -100,10 +101,10 @@ def train(
     ] = None,
     version: Version = None,
     split: Annotated[str | None, typer.Option(help="Default: the version's training split; all: every scene.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in --out.")] = False,
     steps: Annotated[int | None, typer.Option(help="Instead of the configuration's number of steps.", min=1)] = None,
 ) -> None:
-    """Train a model; checkpoints and TensorBoard logs go to --out.
+    """Train a model; checkpoints, log.csv and TensorBoard logs go to --out. Ctrl-C saves; --resume continues.
 
     Several GPUs: accelerate launch -m deploy.cli train ...
     """
@@ -118,7 +119,9 @@ def train(
             update={"train": settings.train.model_copy(update={"steps": steps, "epochs": None})}
         )
     tables = open_source(data, version, settings.rig, settings.taxonomy, settings.data.format)
-    print_trained(run(settings, tables, split or training_split(tables.version), out, resume))
+    with explain_stop():
+        last = run(settings, tables, split or training_split(tables.version), out, resume)
+    print_trained(last)
 
 
 @app.command(

@@ -17,6 +17,7 @@ from perception.commands.common import (
     Version,
     app,
     console_for,
+    explain_stop,
     from_store,
     keep_memory,
     names,
@@ -116,6 +117,9 @@ def adapt(
     steps: Annotated[int, typer.Option(help="Training steps.", min=1)] = 300,
     learning_rate: Annotated[float, typer.Option(help="Peak of the one-cycle schedule.", min=0)] = 1e-2,
     rig: RigOption = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the newest checkpoint in --out; repeat the other options.")
+    ] = False,
 ) -> None:
     """Train a new module on the frozen base of a checkpoint (post-hoc adaptation; repeated: continual learning).
 
@@ -156,10 +160,14 @@ def adapt(
     if module is None:
         if foreign is not None:
             raise InputError(f"{checkpoint}: --task takes a run of ours; a foreign backbone has its own heads")
-        last = add_task(checkpoint, task, content, tables, *selection, out, **training)
+        with explain_stop():
+            last = add_task(checkpoint, task, content, tables, *selection, out, resume, **training)
     elif foreign is None:
-        last = run(checkpoint, module, tables, *selection, out, **training)
+        with explain_stop():
+            last = run(checkpoint, module, tables, *selection, out, resume, **training)
     else:
+        if resume:
+            raise InputError("--resume: a module of a foreign backbone saves no checkpoints; train it again")
         if not isinstance(tables, NuScenesTables):
             raise InputError(f"{data}: a backbone of mmdet3d trains on nuScenes' tables; give their dataroot")
         from perception.mmdet3d.foreign import adapt_foreign

@@ -58,6 +58,7 @@ def adapt(
     split: str | None,
     selectors: Sequence[str],
     run: Path,
+    resume: bool = False,
     **training: Any,
 ) -> Path:
     """Train a new module on the frozen base of a checkpoint; returns the new checkpoint.
@@ -70,9 +71,10 @@ def adapt(
             conditions in its `when`, and for the tasks in it alone.
         tables: drives of any rig, which the new checkpoint is for.
         selectors: scenes or keyframes of the split to train on; empty for all.
+        resume: continue from the newest checkpoint of the run; the other arguments must be the same as before.
         training: overrides of the checkpoint's `train` section, such as steps=300.
     """
-    _require_untrained(run)
+    _require_untrained(run, resume)
     base, config = load_model(checkpoint, tables.rig)
     config = with_module(config, module, **training)
     spec: Module = config.modules[-1]
@@ -82,7 +84,7 @@ def adapt(
     optimize.require_reachable(base, spec.name)
     optimize.post_hoc(base, [spec.name])
     own = tuple(task for task in base.tasks if task in spec.when)  # the module changes no other output
-    last = fit(base, tables, tokens, run, earlier=provenance(checkpoint).data, tasks=own or None)
+    last = fit(base, tables, tokens, run, resume, provenance(checkpoint).data, own or None)
     if rank() == 0:
         base.bank.save(spec.name, run / "modules" / spec.name, domain=", ".join(spec.when))
     return last
@@ -143,6 +145,7 @@ def add_task(
     split: str | None,
     selectors: Sequence[str],
     run: Path,
+    resume: bool = False,
     **training: Any,
 ) -> Path:
     """Train the head of a new task on the frozen base of a checkpoint; returns the new checkpoint.
@@ -154,10 +157,10 @@ def add_task(
         task: its name in `perception.tasks.TASKS`.
         content: `tasks` with the configuration of its head, and `modules` that run only for this task.
         tables: drives with the names of the checkpoint's taxonomy and of the new task (`config.extend_taxonomy`).
-        checkpoint, split, selectors, training: as in `adapt`; a head that is fitted in closed form takes each keyframe
-            once, whatever the number of steps.
+        checkpoint, split, selectors, resume, training: as in `adapt`. A head that is fitted in closed form takes each
+            keyframe once, whatever the number of steps, and cannot resume.
     """
-    _require_untrained(run)
+    _require_untrained(run, resume)
     model, _ = load_model(checkpoint, tables.rig)
     bank, replaced = model.bank, None
     if task in bank.heads:
@@ -180,18 +183,20 @@ def add_task(
         raise InputError(f"{tables.dataroot}: no keyframe of the split has labels for the task {task}")
     earlier = provenance(checkpoint).data
     if isinstance(model.head(task), FittedNetwork):
+        if resume:
+            raise InputError(f"{task}: this head is fitted at once, without steps to resume; leave out --resume")
         last = fit_head(model, task, tables, tokens, run, earlier, replaced)
     else:
         optimize.train_added_task(model, task, [module["name"] for module in own])
-        last = fit(model, tables, tokens, run, earlier=earlier, tasks=(task,))
+        last = fit(model, tables, tokens, run, resume, earlier, (task,))
     if rank() == 0:
         bank.save(task, run / "modules" / task)
     return last
 
 
-def _require_untrained(run: Path) -> None:
-    if newest(run) is not None:
-        raise InputError(f"{run}: holds a trained run already; choose another --out")
+def _require_untrained(run: Path, resume: bool) -> None:
+    if newest(run) is not None and not resume:
+        raise InputError(f"{run}: holds a trained run already; add --resume to continue it, or choose another --out")
 
 
 def fit_head(

@@ -65,7 +65,7 @@ def report_lost_process(run: Path) -> Iterator[None]:
             raise
         raise InputError(
             f"{run}: another process of the training has ended or does not answer, see what it says; start it again: "
-            "perception train with --resume, perception adapt with another --out"
+            "the same command with --resume"
         ) from None
 
 

@@ -29,6 +29,7 @@ from perception.tasks.task import join_labels
 from perception.training.augment import Augmentation
 from perception.training.clips import Clip, Clips, pad
 from perception.training.frame_cache import FrameCache, FramesInMemory
+from perception.training.interrupt import ignore_interrupt
 from perception.training.objects import Objects
 from perception.training.paste import Paster
 
@@ -240,6 +241,7 @@ def batches(
         batch_sampler=[list(range(start, start + size)) for start in starts],
         num_workers=config.data.workers,
         collate_fn=collate,
+        worker_init_fn=ignore_interrupt,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else a resumed training would advance the global one
     )

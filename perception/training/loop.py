@@ -28,11 +28,20 @@ from perception.modules.memories import limits_of, with_spacing
 from perception.modules.route import Route
 from perception.training import optimize
 from perception.training.distribute import LongBarrier, accelerator_of, reduces_each_pass, report_lost_process
+from perception.training.interrupt import InterruptRequest, Stopped
 from perception.training.loader import Batch, FrameDataset, batches
+from perception.training.log import TrainingLog, require_trackers
 from perception.training.losses import Losses
-from perception.training.monitor import TrainingLog, Validator
+from perception.training.monitor import Validator
 from perception.training.objects import Objects, objects_of
-from perception.training.optimize import optimizer_of, schedule_of, set_momentum, statistics_kept, trained_modules
+from perception.training.optimize import (
+    optimizer_of,
+    resume_schedule,
+    schedule_of,
+    set_momentum,
+    statistics_kept,
+    trained_modules,
+)
 
 
 def train(config: Config, tables: Keyframes, split: str | None, run: Path, resume: bool = False) -> Path:
@@ -63,11 +72,14 @@ def fit(
 ) -> Path:
     """Train the unfrozen parameters on these keyframes; returns the folder of the last checkpoint.
 
-    Writes RUN/checkpoints/step-* and RUN/tensorboard; with `train.validation` also RUN/checkpoints/best and
-    RUN/validation.
+    Ctrl-C saves the current step and raises `Stopped`.
+
+    Writes RUN/checkpoints/step-*, RUN/log.csv and RUN/tensorboard; with `train.validation` also RUN/checkpoints/best
+    and RUN/validation.
 
     Args:
-        resume: go on from the newest checkpoint; on a CPU the result is bit-identical to that of an uninterrupted run.
+        resume: continue from the newest checkpoint; on a CPU the result is bit-identical to that of an uninterrupted
+            run. The configuration may differ in `checkpoint.CHANGEABLE`.
         earlier: descriptions of earlier trainings of the model, see `checkpoint.provenance`.
         tasks: whose outputs and losses are computed; None for all.
     """
@@ -152,7 +164,11 @@ class _Training:
             raise InputError(
                 f"{self.run}: was trained on other keyframes than {now}; resume with its --data and --split"
             )
-        self.schedule.load_state_dict(state["rate"])
+        if step > self.steps:
+            raise InputError(
+                f"{self.run}: is at step {step} already, beyond {self.steps} steps; give more, or no --resume"
+            )
+        resume_schedule(self.schedule, state["rate"])
         self.best = state.get("best", -math.inf)
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
@@ -162,19 +178,25 @@ class _Training:
         """All steps after the first ones, with validations and checkpoints."""
         self.check()
         options = self.config.train
-        with TrainingLog(self.run, first, self.steps, self.main) as log:
+        log = TrainingLog(self.config, self.run, first, self.steps, self.main)
+        with InterruptRequest() as interrupt, log:
             for step, passes in enumerate(self.passes(first), first + 1):
                 log.add(step, self.step(passes))
                 if self.average is not None:
                     self.average.update(self.model, step)  # the first one copies
-                saves = step % options.checkpoint_every == 0 or step == self.steps
+                stops = interrupt.requested and step < self.steps
+                saves = stops or step % options.checkpoint_every == 0 or step == self.steps
                 validates = self.validates(step)
                 if saves or validates or step % options.log_every == 0:
                     log.write(self.scalars())
                 if validates:
-                    log.scalars(step, "validation", self.validate(step))
+                    self.validate(step, log)
                 if saves:
                     self.save(step)
+                if stops:
+                    raise Stopped(step, self.steps)
+                if saves or validates:
+                    log.restart_clock()
 
     def check(self) -> None:
         if self.validator is not None and self.main:
@@ -243,18 +265,17 @@ class _Training:
         period = self.config.train.validation_period(self.dataset.epoch_length)
         return step * self.config.train.batch // period > (step - 1) * self.config.train.batch // period
 
-    def validate(self, step: int) -> dict[str, float]:
-        """Evaluate, and keep the best model; returns the scores in the main process, and nothing in others."""
-        found: dict[str, float] = {}
+    def validate(self, step: int, log: TrainingLog) -> None:
+        """Evaluate in the main process, log the scores, and keep the best model."""
         if self.main and self.validator is not None:
             model = self.model_to_evaluate()
             _require_finite(model.state_dict(), f"{self.run}: after step {step}")
-            score, found = self.validator.scores(model)
+            score, scores = self.validator.scores(model)
+            log.write_validation(step, self.validator.settings.metric, scores)
             if score > self.best:
                 self.best = score
                 checkpoint.save_best(self.run, step, self.config, model, self.data, score)
         self.barrier.wait()
-        return found
 
     def save(self, step: int) -> None:
         """Write RUN/checkpoints/step-*; main process only."""
@@ -284,6 +305,7 @@ def _require_possible(config: Config, run: Path, resume: bool) -> None:
         raise InputError(f"{run}: holds a trained run already; add --resume to go on with it, or choose another --out")
     if config.train.precision == "fp16" and not torch.cuda.is_available():
         raise InputError(f"{config.name}: train.precision fp16 needs a GPU; use bf16 or no")
+    require_trackers(config.train.trackers)
 
 
 def _record_spacing(model: PerceptionModel, spacing: tuple[float, float]) -> Config:

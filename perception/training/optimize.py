@@ -6,11 +6,13 @@ Frozen layers are in evaluation mode, so that their batch normalisations keep th
 from __future__ import annotations
 
 import math
+import warnings
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -172,6 +174,19 @@ def schedule_of(optimizer: torch.optim.Optimizer, schedule: Schedule, steps: int
         pct_start=0.0 if schedule.warm_up * total == 1 else schedule.warm_up,
         div_factor=schedule.start_divisor,
     )
+
+
+def resume_schedule(schedule: LRScheduler, state: Mapping[str, Any]) -> None:
+    """Load the state of a schedule, which may have had another number of steps, and set the rates of the next step.
+
+    The rates are those that the schedule has at this step with its own number of steps.
+    """
+    length = {key: value for key, value in schedule.state_dict().items() if key in ("total_steps", "_schedule_phases")}
+    before = {key: state[key] - 1 for key in ("last_epoch", "_step_count")}
+    schedule.load_state_dict({**state, **length, **before})
+    with warnings.catch_warnings():  # torch expects a step of the optimizer first
+        warnings.simplefilter("ignore", UserWarning)
+        schedule.step()
 
 
 def share_of_peak(schedule: Schedule, steps: int, done: int) -> float:

@@ -196,8 +196,8 @@ def test_damaged_and_other_checkpoints_are_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=f"{name}: missing or damaged"):
             load_model(tmp_path)
         (folder / name).write_bytes(whole)
-    longer = CONFIG.model_copy(update={"train": CONFIG.train.model_copy(update={"steps": 7})})
-    with pytest.raises(InputError, match=f"another configuration: train.steps was {CONFIG.train.steps}, is 7"):
+    longer = CONFIG.model_copy(update={"train": CONFIG.train.model_copy(update={"batch": 7})})
+    with pytest.raises(InputError, match=f"another configuration: train.batch was {CONFIG.train.batch}, is 7"):
         checkpoint.resume(tmp_path, longer, model, optimizer)
     content = json.loads((folder / "checkpoint.json").read_text())
     trunk = content["config"]["model"]["trunk"]

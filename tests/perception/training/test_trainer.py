@@ -33,8 +33,9 @@ from perception.tasks.detection.config import DetectionHead
 from perception.tasks.map.task import MapHead
 from perception.training import monitor, optimize
 from perception.training.adapt import adapt
+from perception.training.log import TrainingLog
 from perception.training.loop import fit, train
-from perception.training.monitor import TrainingLog, Validator
+from perception.training.monitor import Validator
 from perception.training.optimize import optimizer_of, schedule_of, set_momentum
 
 
@@ -67,7 +68,7 @@ def scalars(run: Path) -> EventAccumulator:
 
 def test_the_log_has_means_of_intervals_and_names_the_first_loss_that_is_not_finite(tmp_path: Path) -> None:
     losses = [4.0, 2.0, 1.0, float("nan"), float("inf")]
-    with TrainingLog(tmp_path, 0, 5, True) as log:
+    with TrainingLog(minimal(), tmp_path, 0, 5, True) as log:
         for step, value in enumerate(losses, 1):
             log.add(step, {"map/cells": torch.tensor(value), "loss": torch.tensor(2 * value)})
             if step in (2, 3):
