@@ -29,9 +29,15 @@ requirements/py%.txt:
 demo: $(INSTALLED)
 	$(BIN)/perception demo
 
-# The same way with few drives and steps.
-demo-quick: $(INSTALLED)
-	$(BIN)/perception demo --quick
+# The quick demo runs a network that comes along: a small environment of its own, without torch, is enough.
+QUICK := .venv-quick
+$(QUICK)/installed-$(VERSION): pyproject.toml $(LOCK)
+	$(PYTHON) -m venv --clear $(QUICK)
+	$(QUICK)/bin/$(PIP_INSTALL) --editable .
+	touch $@
+
+demo-quick: $(QUICK)/installed-$(VERSION)
+	$(QUICK)/bin/perception demo --quick
 
 # A process for each core and one more, so torch needs no second thread; a file's tests share what they prepare, and the
 # longest files come first (tests/conftest.py).
