@@ -17,12 +17,15 @@ from typing import Any
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # Importing these modules adds their commands to the application; --help lists them in this order.
+from deploy.commands import predict  # noqa: F401
+
+# isort: split
 from perception.commands import learn, modules  # noqa: F401
 from perception.commands.common import app
 from perception.errors import InputError, install_hint
 
 # isort: split
-from deploy.commands import bundles, drives, live, predict  # noqa: F401
+from deploy.commands import bundles, config, drives, live  # noqa: F401
 
 
 class _Pipe(io.FileIO):

@@ -41,7 +41,7 @@ class Schedule(Section):
     Topin, 2018). cosine and step: rise linearly; then a half cosine, or a division by 10 at each of `milestones`.
     """
 
-    kind: Literal["one_cycle", "cosine", "step"] = "one_cycle"
+    kind: Literal["one_cycle", "cosine", "step"] = "one_cycle"  # course of the rate
     warm_up: Share = 0.3  # share of the steps in which the rate rises
     start_divisor: Annotated[float, Field(ge=1)] = 25.0  # the first rate is the peak over it
     milestones: tuple[Share, ...] = Field(default=(), strict=False)  # shares of the steps; for step
@@ -70,22 +70,22 @@ class InitFrom(Section):
 
 
 class Train(Section):
-    steps: Positive | None = 1000  # None: `epochs`
+    steps: Positive | None = 1000  # None: as many as `epochs` need
     epochs: Positive | None = None  # an epoch of class-balanced sampling is longer than one pass over the keyframes
     batch: Positive = 4  # frames of a step, over all processes and passes
     accumulate: Positive = 1  # forward passes of a step on each process
-    learning_rate: float = 2e-3  # peak of the schedule
+    learning_rate: float = 2e-3  # peak of the schedule, for `base_batch`
     base_batch: Positive | None = None  # that `learning_rate` is for, in proportion to the batch; None: `batch`
     schedule: Schedule = Schedule()
     # Glob of parameters -> factor of their rate, 0: they are frozen; the first that matches counts.
     rates: dict[str, Weight] = Field(default={})
-    weight_decay: float = 0.01
+    weight_decay: float = 0.01  # of AdamW
     gradient_clip: float = 35.0  # maximum norm
     norm_momentum: Share | None = None  # of batch normalisations; None: the layers' own; 0: they use their statistics
     sync_norm: bool = False  # batch statistics over all GPUs
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay a step of the average of the weights
     drop: dict[str, Share] = Field(default={})  # kind of sensor (`lidar`, `cameras`) -> share of frames without it
-    # YAML reads `no` as false.
+    # Of the forward pass; bf16 and fp16 by automatic mixed precision. YAML reads `no` as false.
     precision: Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(lambda x: "no" if x is False else x)] = "no"
     checkpoint_every: Positive = 500  # steps
     log_every: Positive = 50  # steps; losses are fetched from the device and checked this often
@@ -150,10 +150,10 @@ class Augment(Section):
     rotation: float = 0.39  # rad, maximum about z
     scale: float = 0.05  # maximum relative change
     translation: float | PerAxis = 0.5  # m, standard deviation of the shift; one number, or of x, y and z
-    shuffle: bool = False  # the order of the points, of which a full pillar keeps the first
+    shuffle: bool = False  # shuffle the points, of which a full pillar keeps the first
     image_scale: float | Range = 0.06  # maximum relative change of the image's size; or the range of the factor
     image_rotation: float = 0.0  # degrees, maximum about the image's centre
-    image_flip: bool = True
+    image_flip: bool = True  # mirror images at random
     # Part of an enlarged image that is kept: any, or at any place along the width but with the recorded bottom row.
     image_crop: Literal["any", "bottom"] = "any"
 
@@ -172,34 +172,35 @@ class Data(Section):
     format: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = None  # package.module:Class; None: by the files
     # Of the split; empty: all. scene-0103:0-4 takes keyframes 0 to 3.
     scenes: tuple[str, ...] = Field(default=(), strict=False)
-    workers: Annotated[int, Field(ge=0)] = 0
-    class_balanced: bool = True
+    workers: Annotated[int, Field(ge=0)] = 0  # processes that read frames; 0: the training's own
+    class_balanced: bool = True  # draw frames with rare classes more often, as CBGS does
     cache: str | None = None  # folder where decoded frames are stored (training/frame_cache.py); None: nowhere
     reduced_pictures: bool = False  # decode JPEGs at 1/2, 1/4 or 1/8 of their size, at least as wide as the network's
-    augment: Augment | None = Augment()
+    augment: Augment | None = Augment()  # random changes of each frame; None: none
     paste: Paste | None = None
 
 
 class Config(Section):
-    name: str
-    seed: int = 0
+    name: str  # of the network, in tables and reports
+    seed: int = 0  # of initial weights, and of what the training draws
     # The name of one that comes with the package, a YAML file, or the taxonomy itself.
     taxonomy: Annotated[Taxonomy, BeforeValidator(read_named_taxonomy), Contents(lambda: str | Taxonomy)] = Field(
         default="nuscenes", validate_default=True
     )
-    grid: Grid = Grid()
+    grid: Grid = Grid()  # cells of the bird's-eye view
     # The name of one that comes with the package, a YAML file, or the rig itself.
     rig: Annotated[Rig, BeforeValidator(read_named_rig), Contents(lambda: str | Rig)] = Field(
         default="nuscenes", validate_default=True
     )
-    data: Data = Data()
-    model: Model = Model()
+    data: Data = Data()  # which frames are trained on, and how they are read and changed
+    model: Model = Model()  # branches of the sensors, their fusion and the trunk
+    # task -> options of its head; null leaves a task out
     tasks: TaskConfigs = Field(default={"detection": {}, "map": {}}, validate_default=True)
-    modules: tuple[AnyModule, ...] = Field(default=(), strict=False)
+    modules: tuple[AnyModule, ...] = Field(default=(), strict=False)  # modules of the base, trained with it
     fusions: tuple[str, ...] = Field(default=(), strict=False)  # such as fuse(rain, night): attention over modules
-    routing: LearnedRouting | None = None  # None: fixed
-    init_from: InitFrom | None = None
-    train: Train = Train()
+    routing: LearnedRouting | None = None  # a network that chooses the modules; None: their `when` chooses
+    init_from: InitFrom | None = None  # weights to begin with; None: random ones
+    train: Train = Train()  # length, optimiser, validation and logs of the training
 
     @model_validator(mode="after")
     def _require_cameras(self) -> Config:

@@ -14,11 +14,11 @@ from perception.sensors.lidar.config import Lidar
 
 
 class Grid(Section):
-    x: Range = (-51.2, 51.2)  # m
-    y: Range = (-51.2, 51.2)  # m
-    z: Range = (-3.0, 5.0)  # m
+    x: Range = (-51.2, 51.2)  # m: from, to
+    y: Range = (-51.2, 51.2)  # m: from, to
+    z: Range = (-3.0, 5.0)  # m: from, to
     cell: float = 0.8  # m, side of a pillar
-    reference: Reference = "ego"
+    reference: Reference = "ego"  # origin of the grid: the vehicle or its first LiDAR
 
     def build(self) -> BevGrid:
         return BevGrid(self.x, self.y, self.z, self.cell, self.reference)
@@ -27,11 +27,11 @@ class Grid(Section):
 class Trunk(Section):
     """2-D BEV trunk: stages, each coarser than the last, joined at the heads' stride; see `bev/`."""
 
-    kind: Literal["second", "convnext"] = "second"
-    channels: Sizes = (64, 128, 256)
+    kind: Literal["second", "convnext"] = "second"  # of the blocks
+    channels: Sizes = (64, 128, 256)  # of each stage
     blocks: Sizes = (3, 5, 5)  # of each stage; second: 3x3 convolutions after the strided one
-    strides: Sizes = (2, 2, 2)
-    up_channels: Positive = 128
+    strides: Sizes = (2, 2, 2)  # of each stage, to the one before
+    up_channels: Positive = 128  # of each stage where all are joined
     stride: Positive = 4  # of the head's cells, in pillars
     down: Literal["overlap", "patch"] = "overlap"  # kernel of finer stages: 3x3, or of the size of its stride
     pyramid: bool = False  # one feature map for each stage, on its own grid
@@ -56,13 +56,13 @@ class Trunk(Section):
 
 
 class Model(Section):
-    lidar: Lidar | None = Lidar()
-    camera: CameraBranch | None = None
+    lidar: Lidar | None = Lidar()  # the LiDAR's branch; None: a network without LiDAR
+    camera: CameraBranch | None = None  # the cameras' branch; None: a network without cameras
     scanners: SensorConfigs = Field(default={})  # branches of further kinds of sensors, by kind
     fusion: bool = True  # False: the trunk reads the feature map of the single sensor
-    fused_channels: Positive = 64
+    fused_channels: Positive = 64  # of the fused map
     fused_stride: Positive = 1  # of the fused map's cells, in pillars
-    trunk: Trunk = Trunk()
+    trunk: Trunk = Trunk()  # the network behind the fused map
 
     @field_validator("scanners")
     @classmethod

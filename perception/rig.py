@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from perception.errors import InputError
-from perception.io.section import Range, Section, load_section
+from perception.io.section import Contents, Range, Section, load_section
 from perception.io.shipped import named_file
 
 GROUPS = ("lidar", "cameras", "all")  # names for several sensors, which no sensor may have
@@ -139,7 +139,10 @@ class Mount(Section):
 class Lens(Section):
     """A pinhole camera, and the distortion of pictures that are recorded as taken."""
 
-    focal: tuple[Positive, Positive] = Field(strict=False)  # pixels along x and y; one number for both
+    # Pixels along x and y; one number for both.
+    focal: Annotated[tuple[Positive, Positive], Contents(lambda: Positive | tuple[Positive, Positive])] = Field(
+        strict=False
+    )
     center: tuple[Finite, Finite] | None = Field(default=None, strict=False)  # pixels; None: the picture's middle
     distortion: tuple[Finite, ...] = Field(default=(), strict=False)  # k1 k2 p1 p2 [k3 [k4 k5 k6]], as OpenCV's
 
@@ -157,7 +160,7 @@ class Lens(Section):
 
 
 class RigSensor(Section):
-    name: Name
+    name: Name  # of the sensor, as the data set calls it
     mount: Mount | None = None
     delay: Finite = 0.0  # s, from the reference LiDAR's time to the exposure, or the end of the sweep
 
@@ -192,7 +195,7 @@ class Beams(Section):
     """The beams of a simulated spinning LiDAR; the defaults are the HDL-32E's."""
 
     elevation: tuple[Finite, Finite] = Field(default=(-30.67, 10.67), strict=False)  # degrees, lowest and highest ring
-    rings: Count = 32
+    rings: Count = 32  # number of beams, one above the other
     columns: Count = 1090  # firings per revolution
     first: Finite = 188.0  # degrees, azimuth in the sensor's frame at which a revolution starts; it runs clockwise
     reach: Annotated[float, Field(gt=1, le=FARTHEST)] = FARTHEST  # m
@@ -231,9 +234,9 @@ class Box(Section):
 class Rig(Section):
     """The sensors of one kind of vehicle. The first LiDAR is the reference: its time is the frame's."""
 
-    name: Name
+    name: Name  # of the kind of vehicle
     cameras: tuple[RigCamera, ...] = Field(default=(), strict=False)  # in the order of the networks' inputs
-    lidars: tuple[RigLidar, ...] = Field(strict=False)
+    lidars: tuple[RigLidar, ...] = Field(strict=False)  # the first one is the reference
     scanners: tuple[RigScanner, ...] = Field(default=(), strict=False)
     own: Box | None = None  # the own vehicle, cropped from the points; None: 1 m around each LiDAR, as in nuScenes
     body: tuple[Box, ...] = Field(default=(), strict=False)  # of the own vehicle, which blocks simulated beams

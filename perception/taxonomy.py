@@ -52,7 +52,7 @@ class ClassMotion(Section):
 class ObjectClass(Section):
     """A class of detected objects."""
 
-    name: Name
+    name: Name  # of the class
     categories: tuple[str, ...] = Field(default=(), strict=False)  # of the data set; empty: the one of this name
     size: tuple[Metres, Metres, Metres] = Field(default=(1.0, 1.0, 1.0), strict=False)  # m, mean width, length, height
     range: Metres = 50.0  # m from the vehicle, within which it is scored
@@ -61,7 +61,7 @@ class ObjectClass(Section):
     static: bool = False  # its velocity is not scored
     racked: bool = False  # not scored inside an annotated bicycle rack
     tracked: bool = True  # scored by the tracking benchmark
-    motion: ClassMotion = ClassMotion()
+    motion: ClassMotion = ClassMotion()  # how its objects move, for the tracker
     colour: Colour | None = None  # in reports and viewers
     ros_class: RosClass | None = None  # in the messages of a vehicle; None: unknown
 
@@ -73,30 +73,30 @@ class ObjectClass(Section):
 
 
 class PointClass(Section):
-    name: Name
+    name: Name  # of the class
     categories: tuple[str, ...] = Field(default=(), strict=False)  # of the data set; empty: the one of this name
     solid: bool = True  # not what falls or floats in the air, which no voxel is full of
-    colour: Colour | None = None
+    colour: Colour | None = None  # in reports and viewers
 
 
 class MapLayer(Section):
     """A layer of the HD map."""
 
-    name: Name
+    name: Name  # of the layer
     share: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of the ground near the vehicle that it covers
     line: bool = False  # drawn as lines, not as areas
     records: tuple[str, ...] = Field(default=(), strict=False)  # layers of the map's file; empty: that of this name
-    colour: Colour | None = None
+    colour: Colour | None = None  # in reports and viewers
 
 
 class Taxonomy(Section):
     """All names that a network's inputs and outputs refer to."""
 
-    name: str
-    classes: tuple[ObjectClass, ...] = Field(strict=False, min_length=1)
-    attributes: tuple[Name, ...] = Field(default=(), strict=False)
-    map_layers: tuple[MapLayer, ...] = Field(default=(), strict=False)
-    point_classes: tuple[PointClass, ...] = Field(default=(), strict=False)
+    name: str  # of the taxonomy, such as nuscenes
+    classes: tuple[ObjectClass, ...] = Field(strict=False, min_length=1)  # of objects that are detected
+    attributes: tuple[Name, ...] = Field(default=(), strict=False)  # of objects, such as vehicle.parked
+    map_layers: tuple[MapLayer, ...] = Field(default=(), strict=False)  # of the HD map
+    point_classes: tuple[PointClass, ...] = Field(default=(), strict=False)  # of single LiDAR points
     conditions: dict[Word, Annotated[tuple[Word, ...], Field(strict=False, min_length=1)]] = Field(
         default={}
     )  # kind -> values

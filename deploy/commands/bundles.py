@@ -1,4 +1,4 @@
-"""Commands on bundles: export, build, verify and sign; and demo, which runs all steps."""
+"""Commands on bundles: export, build, verify and sign."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from perception.commands.common import (
     app,
     console_for,
     from_store,
-    keep_memory,
     names,
     refuse_unused,
     report,
@@ -58,7 +57,8 @@ class PrecisionName(str, Enum):
 
 
 @app.command(
-    epilog="Example: perception export runs/a --out runs/a/bundle --conditions rain --precision int8 --calibrate drives"
+    epilog="Example: perception export runs/a --out runs/a/bundle --conditions rain --precision int8 --calibrate data",
+    rich_help_panel="Deploy",
 )
 def export(
     context: typer.Context,
@@ -135,7 +135,10 @@ def export(
     report(bundle.manifest.model_dump(mode="json"), as_json)
 
 
-@app.command(epilog="Example: perception build runs/a/bundle --target rtx-ampere")
+@app.command(
+    epilog="Example: perception build runs/a/bundle --target rtx-ampere",
+    rich_help_panel="Deploy",
+)
 def build(
     context: typer.Context,
     bundle: Annotated[Path | None, typer.Argument(help="An exported bundle.", show_default=False)] = None,
@@ -180,7 +183,10 @@ def build(
     report(built.model_dump(mode="json"), as_json)
 
 
-@app.command(epilog="Example: perception verify runs/a/bundle --key public.pem")
+@app.command(
+    epilog="Example: perception verify runs/a/bundle --key public.pem",
+    rich_help_panel="Deploy",
+)
 def verify(
     bundle: Annotated[
         Path, typer.Argument(callback=from_store, help="An exported bundle, or a build package with one in it.")
@@ -190,7 +196,7 @@ def verify(
     allow_older: AllowOlder = False,
     as_json: Json = False,
 ) -> None:
-    """Check everything in a bundle: hashes, signature, release, graph, golden frame, engines. Works on the vehicle."""
+    """Check the files of a bundle: hashes, signature, release, graph, golden frames, engines. Works on the vehicle."""
     from rich.table import Table
 
     from deploy.verify import verify as check
@@ -202,7 +208,10 @@ def verify(
     report(verified, as_json, table)
 
 
-@app.command(epilog="Example: perception sign runs/a/bundle --key key.pem --target orin")
+@app.command(
+    epilog="Example: perception sign runs/a/bundle --key key.pem --target orin",
+    rich_help_panel="Deploy",
+)
 def sign(
     bundle: Annotated[Path, typer.Argument(help="An exported bundle.")],
     key: Annotated[Path, typer.Option(help="Private key (Ed25519, PEM).")],
@@ -217,24 +226,3 @@ def sign(
 
     signed = run(bundle, key, target or None)
     report(signed, as_json, f"{signed['signed']}: signed by the key {signed['key']}")
-
-
-@app.command(epilog="Example: perception demo --out runs/demo")
-def demo(
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder to write; runs/demo, or runs/quick with --quick.")
-    ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Train nothing: a simulated drive through a network that comes along.")
-    ] = False,
-) -> None:
-    """Simulate, train, evaluate, export, compile and replay, in minutes, ending in a report to open."""
-    keep_memory()
-    if quick:
-        from deploy.commands.tour import tour
-
-        tour(out or Path("runs", "quick"))
-    else:
-        from deploy.commands.demo import demo as run
-
-        run(out or Path("runs", "demo"))

@@ -41,7 +41,10 @@ if TYPE_CHECKING:
     from perception.sensors.inputs import InputSpec
 
 
-@app.command(epilog="Example: perception evaluate runs/a --data drives --out runs/a/evaluation --by condition,range")
+@app.command(
+    epilog="Example: perception evaluate runs/a --data drives --out runs/a/evaluation --by condition,range",
+    rich_help_panel="Validate",
+)
 def evaluate(
     model: Annotated[
         Path,
@@ -80,7 +83,7 @@ def evaluate(
     ray: RayAddress = None,
     as_json: Json = False,
 ) -> None:
-    """Score a model as nuScenes does: mAP, NDS, TP errors; and the map's IoU.
+    """Score a run or a bundle on annotated drives: nuScenes' mAP, NDS and TP errors, the map's IoU, ...
 
     `perception compare` compares two evaluations of the same keyframes.
     """
@@ -154,7 +157,8 @@ def _parse_conditions(conditions: Sequence[str], bundle: Path) -> Conditions:
 
 
 @app.command(
-    epilog="Example: perception compare runs/a/evaluation runs/b/evaluation --by condition --out runs/b/compared"
+    epilog="Example: perception compare runs/a/evaluation runs/b/evaluation --by condition --out runs/b/compared",
+    rich_help_panel="Validate",
 )
 def compare(
     before: Annotated[Path, typer.Argument(callback=from_store, help="Folder that `perception evaluate` wrote.")],
@@ -165,7 +169,7 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="Folder to write comparison.json and comparison.html to.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare two evaluations slice by slice: the difference of each score, with its 95 % interval over scenes."""
+    """Compare two evaluations: the difference of each score in each slice, with its 95 % interval over scenes."""
     from perception.evaluation.comparison import compare as run
     from perception.evaluation.comparison import comparison_table, write_comparison
 
@@ -175,7 +179,10 @@ def compare(
     report(found, as_json, comparison_table(found))
 
 
-@app.command(epilog="Example: perception replay drives --scenes scene-0003 --bundle runs/a/bundle --out runs/a/replay")
+@app.command(
+    epilog="Example: perception replay drives --scenes scene-0003 --bundle runs/a/bundle --out runs/a/replay",
+    rich_help_panel="Validate",
+)
 def replay(
     drive: Annotated[
         Path,
@@ -205,7 +212,7 @@ def replay(
     jobs: Annotated[int, typer.Option(help="Processes that replay a scene each; 0: this one alone.", min=0)] = 0,
     as_json: Json = False,
 ) -> None:
-    """Run recorded scenes through an exported bundle; writes results, tracks, latencies and an HTML report.
+    """Run recorded drives through a bundle as the vehicle does; writes results, tracks, latencies and a report.
 
     The same command goes on with the drives of an interrupted replay that are finished, with the same results.
 
@@ -240,7 +247,10 @@ def replay(
         raise typer.Exit(EXIT_CODES[outcome])
 
 
-@app.command(epilog="Example: perception judge runs/b/replay --baseline runs/a/replay --gates gates.yaml")
+@app.command(
+    epilog="Example: perception judge runs/b/replay --baseline runs/a/replay --gates gates.yaml",
+    rich_help_panel="Validate",
+)
 def judge(
     run: Annotated[Path, typer.Argument(help="Folder of a finished replay.")],
     baseline: Annotated[
@@ -249,7 +259,7 @@ def judge(
     gates: GatesFile = None,
     as_json: Json = False,
 ) -> None:
-    """Judge a finished replay, again if wanted by other gates or another baseline, without replaying.
+    """Judge a finished replay by gates or against a baseline, without replaying.
 
     Writes verdict.json and junit.xml, and adds the verdict to report.html. Exit code 0: pass; 1: fail; 3: inconclusive,
     because there are too few scenes.
@@ -276,7 +286,10 @@ class Storage(str, Enum):
     mcap = "mcap"
 
 
-@app.command(epilog="Example: perception log drives --scene scene-0001 --out drive.mcap")
+@app.command(
+    epilog="Example: perception log drives --scene scene-0001 --out drive.mcap",
+    rich_help_panel="Data",
+)
 def log(
     data: Annotated[Path, typer.Argument(help="Dataroot of nuScenes, or simulated.")],
     scene: Annotated[str, typer.Option(help="Its name, or some of its keyframes: scene-0103:0-4.")],

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 DEAD_ENGINE = 4  # exit code of a drive whose engine has failed for too long; 1 and 3 are verdicts, 2 is a mistake
 
 
-@app.command(epilog="Example: perception drive runs/a/bundle --from drive.mcap --out runs/a/drive")
+@app.command(
+    epilog="Example: perception drive runs/a/bundle --from drive.mcap --out runs/a/drive", rich_help_panel="Drive"
+)
 def drive(
     bundle: BundleArgument,
     source: Annotated[str, typer.Option("--from", help="zenoh, or a recording that is played at its own pace.")],
@@ -197,7 +199,10 @@ def _take_folder(out: Path, record: Path | None, stack: ExitStack) -> None:
 LISTENING = 10.0  # s for which zenoh is listened to
 
 
-@app.command(epilog="Example: perception check drive.mcap --bundle runs/a/bundle --topics topics.yaml")
+@app.command(
+    epilog="Example: perception check drive.mcap --bundle runs/a/bundle --topics topics.yaml",
+    rich_help_panel="Validate",
+)
 def check(
     drive: Annotated[
         Path,
@@ -214,7 +219,7 @@ def check(
     topics: TopicsFile = None,
     as_json: Json = False,
 ) -> None:
-    """Check before driving whether the network understands these sensors: one line for each difference, and its cause.
+    """Check before driving whether sensors deliver what the network was trained on: a line for each difference.
 
     What the sensors deliver is compared with what they delivered on the drives of the training. Exit code 0: no
     finding; 1: findings.

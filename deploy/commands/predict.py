@@ -1,4 +1,4 @@
-"""The command that shows what a network perceives in files, recordings and data sets."""
+"""Commands to try first: predict on files, recordings and data sets; and demo."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from perception.commands.common import (
     app,
     console_for,
     from_store,
+    keep_memory,
     names,
     report,
 )
 
 
-@app.command(epilog="Example: perception predict demo velodyne --out predicted")
+@app.command(epilog="Example: perception predict demo velodyne --out predicted", rich_help_panel="Try")
 def predict(
     network: Annotated[
         str, typer.Argument(help="A run, one of its checkpoints, an exported bundle, or one that comes along: demo.")
@@ -54,3 +55,24 @@ def predict(
     drives = open_drives(what, opened, names(scenes), version, topics)
     summary = run(opened, drives, out, console)
     report(summary, as_json)
+
+
+@app.command(epilog="Example: perception demo --out runs/demo", rich_help_panel="Try")
+def demo(
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder to write; runs/demo, or runs/quick with --quick.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Train nothing: a simulated drive through a network that comes along.")
+    ] = False,
+) -> None:
+    """Simulate, train, evaluate, export, compile and replay, in minutes, ending in a report to open."""
+    keep_memory()
+    if quick:
+        from deploy.commands.tour import tour
+
+        tour(out or Path("runs", "quick"))
+    else:
+        from deploy.commands.demo import demo as run
+
+        run(out or Path("runs", "demo"))

@@ -21,9 +21,9 @@ Offset = Annotated[float, Field(ge=-2, le=2)]
 
 
 class ScannerTopic(Section):
-    topic: Name
+    topic: Name  # of its point clouds or scans
     frame: Name | None = None  # of the sensor; if not set, or without a transform: that of the message header
-    offset: Offset = 0.0
+    offset: Offset = 0.0  # s, from the stamp of a message to the time of its content
 
 
 class LidarTopic(ScannerTopic):
@@ -33,9 +33,9 @@ class LidarTopic(ScannerTopic):
 
 
 class CameraTopics(Section):
-    image: Name
+    image: Name  # topic of the images
     info: Name  # CameraInfo
-    offset: Offset = 0.0
+    offset: Offset = 0.0  # s, from the stamp of a message to the time of its content
     frame: Name | None = None  # of the sensor; None: that of the message header
     rectified: bool | None = None  # whether pictures are rectified; None: if the topic's name contains "rect"
 
@@ -48,17 +48,17 @@ class CameraTopics(Section):
 class Topics(Section):
     """Topics by sensor, in the order of the rig; `default_topics` has those of the sensors if a file names none."""
 
-    global_frame: Name = "map"
+    global_frame: Name = "map"  # tf frame of the map
     ego_frame: Name = "base_link"  # x ahead, y left, z up, on the ground below the rear axle
-    transforms: Name = "/tf"
-    static_transforms: Name = "/tf_static"
+    transforms: Name = "/tf"  # topic
+    static_transforms: Name = "/tf_static"  # topic
     odometry: Name | None = None  # the vehicle's poses, instead of those in `transforms`
     keyframes: Name | None = "/keyframe"  # by `perception log`; optional in a recording
     # Autoware's ConcatenatedPointCloudInfo, by which `perception drive` says which LiDAR a joined cloud lacks.
     concatenation: Name | None = None
     position: Name | None = "/gps"  # the vehicle's, by satellite; optional in a recording
-    lidars: dict[str, LidarTopic]
-    cameras: dict[str, CameraTopics]
+    lidars: dict[str, LidarTopic] = Field(default={})  # LiDAR of the rig -> its topic
+    cameras: dict[str, CameraTopics] = Field(default={})  # camera of the rig -> its topics
     scanners: dict[str, ScannerTopic] = Field(default={})  # sensors of further kinds
     calibration: Literal["recorded", "rig"] = "recorded"  # rig: its mounts and lenses, not transforms and CameraInfo
     period: Seconds = 0.5  # between frames, if there are no keyframes

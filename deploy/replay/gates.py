@@ -22,7 +22,7 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, mod
 from deploy.replay.latency import STAGES
 from deploy.replay.results import Measures, agreements, metrics
 from perception.errors import InputError, suggestion
-from perception.io.section import Section, Share
+from perception.io.section import Contents, Section, Share
 from perception.tasks.metric import GateMetric, Subject
 from perception.taxonomy import Taxonomy
 
@@ -83,8 +83,8 @@ class _Subset(_Gate):
 class Score(_Subset):
     """Requires a score: one of nuScenes, with the devkit's numbers, or the map's IoU at a probability of 0.5."""
 
-    metric: str
-    at_least: float | None = None
+    metric: Annotated[str, Contents(lambda: Literal[tuple(metrics())])]  # name of the score
+    at_least: float | None = None  # least value
     at_most: float | None = None  # instead, if lower is better
 
     @model_validator(mode="after")
@@ -100,9 +100,9 @@ class Score(_Subset):
 
 
 class LatencyLimit(_Gate):
-    metric: Literal["latency"]
-    stage: str = "total"
-    quantile: Literal["p50", "p95", "p99", "max"] = "p99"
+    metric: Literal["latency"]  # time of a frame
+    stage: Annotated[str, Contents(lambda: Literal[(*STAGES, "total")])] = "total"  # part of the frame's way, or total
+    quantile: Literal["p50", "p95", "p99", "max"] = "p99"  # over all frames
     at_most: Annotated[float, Field(gt=0)]  # ms
 
     @field_validator("stage")
@@ -117,8 +117,8 @@ class LatencyLimit(_Gate):
 class Dropped(Section):
     """Limits the number of missing keyframes plus that of frames without any sensor that the network takes."""
 
-    metric: Literal["dropped"]
-    at_most: Annotated[int, Field(ge=0)]
+    metric: Literal["dropped"]  # frames that were lost
+    at_most: Annotated[int, Field(ge=0)]  # number of frames
 
 
 class Difference(_Subset):
@@ -130,10 +130,10 @@ class Difference(_Subset):
     scenes are left out of both replays. Replays with equal results pass with any number of scenes.
     """
 
-    metric: Literal["difference"]
-    of: str
+    metric: Literal["difference"]  # loss against the baseline
+    of: Annotated[str, Contents(lambda: Literal[tuple(metrics())])]  # name of the score
     at_most: Annotated[float, Field(ge=0)]  # in the unit of the score
-    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95  # of the interval
 
     @model_validator(mode="after")
     def _sensible(self) -> Difference:
@@ -154,11 +154,11 @@ class Agreement(_Subset):
     of their class within `metres`. map: IoU of the cells of both.
     """
 
-    metric: Literal["agreement"]
-    of: str
-    at_least: Share
-    score: Share = 0.2
-    metres: Annotated[float, Field(gt=0)] = 1.0
+    metric: Literal["agreement"]  # agreement with the baseline
+    of: Annotated[str, Contents(lambda: Literal[tuple(agreements())])]  # name of the output
+    at_least: Share  # least agreement
+    score: Share = 0.2  # least score of a detection that counts
+    metres: Annotated[float, Field(gt=0)] = 1.0  # m between two detections that are the same
 
     @model_validator(mode="after")
     def _sensible(self) -> Agreement:
@@ -188,7 +188,7 @@ Gate = Annotated[
 
 
 class Gates(Section):
-    gates: tuple[Gate, ...] = Field(min_length=1, strict=False)
+    gates: tuple[Gate, ...] = Field(min_length=1, strict=False)  # limits, each for one score
     common: Share = DEFAULT_COMMON  # least share of the frames that the baseline must also have
 
     def require_taxonomy(self, taxonomy: Taxonomy) -> None:

@@ -57,16 +57,17 @@ class ReplayFile(Section):
 
     # instead of the drive's tags; none in the list: only what the network recognises
     conditions: Annotated[tuple[str, ...] | None, Field(strict=False)] = None
-    evidence: _File | None = None
+    evidence: _File | None = None  # file of the sources of evidence for the conditions, or its name
     start: float = 0.0  # s
     end: float | None = None  # s
-    every: int = 1
-    real_time: bool = False
-    viewer: bool = False
+    every: int = 1  # replay one frame of so many
+    real_time: bool = False  # replay at the recorded pace
+    viewer: bool = False  # write results.mcap for Foxglove and Rerun
     ray: str | None = None  # address of a cluster
+    # public keys (PEM), one of which must have signed the bundle
     keys: Annotated[tuple[_File, ...], Field(strict=False)] = ()
-    state: _File | None = None
-    allow_older: bool = False
+    state: _File | None = None  # folder that remembers the highest release that ran here
+    allow_older: bool = False  # accept an older release than one that ran here
 
     @staticmethod
     def load(path: Path) -> ReplayFile:

@@ -31,7 +31,9 @@ from perception.commands.common import (
 from perception.errors import InputError
 
 
-@app.command(epilog="Example: perception simulate drives --scenes 8 --samples 20 --conditions all")
+@app.command(
+    epilog="Example: perception simulate drives --scenes 8 --samples 20 --conditions all", rich_help_panel="Data"
+)
 def simulate(
     out: Annotated[Path, typer.Argument(callback=to_store, help="New dataroot to write.")],
     scenes: Annotated[int, typer.Option(help="Number of drives.", min=1)] = 8,
@@ -90,7 +92,10 @@ def simulate(
         run(out, scenes, samples, seed, courses, sweeps, chosen, how)
 
 
-@app.command(epilog="Example: perception train tiny train.batch=4 --data drives --out runs/a")
+@app.command(
+    epilog="Example: perception train tiny train.batch=4 --data drives --out runs/a",
+    rich_help_panel="Train",
+)
 def train(
     config: Annotated[Path, typer.Argument(help="Such as tiny, nuscenes/fusion or my.yaml.", **yaml_file("train"))],
     data: Root,
@@ -125,7 +130,9 @@ def train(
 
 
 @app.command(
-    "import", epilog="Example: perception import centerpoint_pillar02.py centerpoint.pth --out runs/centerpoint"
+    "import",
+    epilog="Example: perception import centerpoint_pillar02.py centerpoint.pth --out runs/centerpoint",
+    rich_help_panel="Train",
 )
 def import_network(
     config: Annotated[
@@ -157,7 +164,9 @@ def import_network(
     report({"run": folder, "name": imported.name, "parameters": parameters}, as_json, shown)
 
 
-@app.command(epilog="Example: perception annotate-occupancy nuscenes --sweeps 9 --out nuscenes-occupancy")
+@app.command(
+    epilog="Example: perception annotate-occupancy nuscenes --sweeps 9 --out nuscenes-occupancy", rich_help_panel="Data"
+)
 def annotate_occupancy(
     data: Annotated[Path, typer.Argument(help="Dataroot of nuScenes, simulated or PandaSet, with boxes.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")],

@@ -67,7 +67,8 @@ def _kinds(text: str, slots: list[str], options: dict[str, float]) -> dict[str, 
 
 
 @app.command(
-    epilog="Example: perception adapt runs/a --add low_rank:rain --data drives --conditions rain --out runs/rain"
+    epilog="Example: perception adapt runs/a --add low_rank:rain --data drives --conditions rain --out runs/rain",
+    rich_help_panel="Train",
 )
 def adapt(
     checkpoint: Annotated[
@@ -249,7 +250,8 @@ def _show_route(model: PerceptionModel, data: Path, version: str | None, frame: 
 
 
 @app.command(
-    epilog="Example: perception modules runs/both --merge rain,night --method ties --name wet_night --out runs/merged"
+    epilog="Example: perception modules runs/both --merge rain,night --method ties --name wet_night --out runs/merged",
+    rich_help_panel="Train",
 )
 def modules(
     checkpoint: Run,

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, Tag, TypeAdapter, ValidationError
 
 from perception.errors import InputError, suggestion
+from perception.io.explained import explanations
 
 MODULE_NAME = r"[A-Za-z][\w-]*"
 Positive = Annotated[int, Field(gt=0)]
@@ -28,6 +29,19 @@ class Section(BaseModel):
     """A section of a configuration file, strict about types and names."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> Any:
+        """The schema with the explanations of the keys, and without the defaults of whole sections."""
+        described = handler(schema)
+        properties = handler.resolve_ref_schema(described)["properties"]
+        texts = explanations(cls)
+        for name, field in cls.model_fields.items():
+            key = properties[field.alias or name]
+            key |= {"description": texts[name]} if name in texts else {}
+            if isinstance(key.get("default"), dict) and key["default"]:
+                del key["default"]
+        return described
 
 
 Kind = TypeVar("Kind", bound=Section)

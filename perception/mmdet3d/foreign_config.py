@@ -23,16 +23,16 @@ FILE = "foreign.yaml"  # in the folder of a run
 
 
 class ForeignBackbone(Section):
-    kind: Literal["mmdet3d"]
+    kind: Literal["mmdet3d"]  # the only one
     config: str  # a Python file, which is executed, or the name of one that comes with mmdet3d
     checkpoint: str | None = None  # of mmdet3d's model zoo; None: random initialisation
     slots: tuple[str, ...] = Field(default=("*",), strict=False)  # globs of layer names, such as pts_backbone.*
 
 
 class ForeignConfig(Section):
-    name: str
-    seed: int = 0
-    backbone: ForeignBackbone
+    name: str  # of the network
+    seed: int = 0  # of what the training draws
+    backbone: ForeignBackbone  # the detector of mmdet3d
     modules: tuple[str, ...] = Field(default=(), strict=False)  # files of trained modules
     batch: Positive = 2  # frames
 

@@ -19,7 +19,7 @@ Limit = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class MemoryOptions(Module):
-    kind: Literal["memory"] = "memory"
+    kind: Literal["memory"] = "memory"  # kind of module
     slots: tuple[str, ...] = Field(default=(SLOT,), strict=False)
     hidden: Width = 8  # channels of the gate
     stride: Positive = 1  # side of a cell of the state, in cells of the fused map

@@ -51,7 +51,7 @@ class Module(Section):
 
     if TYPE_CHECKING:
         kind: str  # of the options; declared there, so that it stays behind these keys in files
-    name: Annotated[str, Field(pattern=f"^{MODULE_NAME}$")]
+    name: Annotated[str, Field(pattern=f"^{MODULE_NAME}$")]  # of the module
     slots: tuple[str, ...] = Field(default=("trunk.*",), strict=False)  # names or globs
     when: tuple[str, ...] = Field(default=(), strict=False)  # facts, such as [rain, night], [map], [no-lidar]
 
@@ -94,9 +94,9 @@ class ModuleUnion(Module):
     He et al., "Towards a unified view of parameter-efficient transfer learning", 2022, section 4.
     """
 
-    kind: Literal["union"] = "union"
+    kind: Literal["union"] = "union"  # kind of module
     slots: tuple[()] = Field(default=(), strict=False)  # the parts have theirs
-    parts: tuple[_Single, ...] = Field(min_length=1, strict=False)
+    parts: tuple[_Single, ...] = Field(min_length=1, strict=False)  # modules of one kind each, without name and `when`
 
     @model_validator(mode="before")
     @classmethod
@@ -126,11 +126,11 @@ AnyModule = Annotated[SerializeAsAny[Module], PlainValidator(parse_module), Cont
 class LearnedRouting(Section):
     """A network chooses the modules after the fusion (`perception/modules/routing/learned.py`)."""
 
-    kind: Literal["learned"]
-    choose: Literal["soft", "top_k", "gumbel", "reinforce"] = "soft"
+    kind: Literal["learned"]  # the only one
+    choose: Literal["soft", "top_k", "gumbel", "reinforce"] = "soft"  # how the router's weights become a choice
     modules: tuple[str, ...] = Field(default=(), strict=False)  # the options; empty: all that are after the fusion
     k: Positive = 1  # options that top_k keeps; the base alone is one of them
-    level: Literal["global", "slot", "cell"] = "global"
+    level: Literal["global", "slot", "cell"] = "global"  # where it chooses: for the frame, each slot or each cell
     temperature: Annotated[float, Field(gt=0)] = 1.0  # of gumbel
     balance: Annotated[float, Field(ge=0)] = 0.0  # weight of the load-balancing loss
     supervise: Annotated[float, Field(ge=0)] = 0.0  # weight of the cross-entropy with what the tags choose

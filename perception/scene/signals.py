@@ -59,9 +59,9 @@ class SourceConfig(Section):
 
 
 class SignalsConfig(SourceConfig):
-    source: Literal["signals"]
-    signals: dict[Name, SignalConfig] = Field(min_length=1)
-    rules: tuple[RuleConfig, ...] = Field(min_length=1, strict=False)
+    source: Literal["signals"]  # the vehicle's own signals
+    signals: dict[Name, SignalConfig] = Field(min_length=1)  # name -> where its values come from
+    rules: tuple[RuleConfig, ...] = Field(min_length=1, strict=False)  # what the signals say about conditions
 
     @property
     def about(self) -> str:

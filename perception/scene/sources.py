@@ -27,11 +27,11 @@ from perception.tasks.task import Evidence
 
 
 class PlainConfig(SourceConfig):
-    source: Literal["tags", "recognised"]
+    source: Literal["tags", "recognised"]  # tags: of the data set; recognised: by the network
 
 
 class GeofencesConfig(SourceConfig):
-    source: Literal["geofences"]
+    source: Literal["geofences"]  # where the vehicle is
     file: str  # GeoJSON, relative to the YAML file
 
 
@@ -39,6 +39,7 @@ AnyConfig = PlainConfig | GeofencesConfig | SignalsConfig
 
 
 class EvidenceConfig(Section):
+    # for each kind of condition the first one with evidence counts
     sources: tuple[Annotated[AnyConfig, Field(discriminator="source")], ...] = Field(min_length=1, strict=False)
 
 

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from perception.errors import InputError
 from perception.frame import Conditions
-from perception.io.section import Section, Share, load_section, parse_section
+from perception.io.section import Contents, Section, Share, load_section, parse_section
 from perception.io.shipped import shipped_files
 from perception.simulate.snapshot import GROUND_COLOURS, Ground, Weather
 from perception.taxonomy import Colour, Taxonomy, Word, rgb
@@ -38,7 +38,9 @@ def _within(low: float, high: float) -> AfterValidator:
 
 
 # An interval from which each drive, or each house, draws; one number stands for itself.
-_Interval = Annotated[tuple[float, float], Field(strict=False), BeforeValidator(_both)]
+_Interval = Annotated[
+    tuple[float, float], Field(strict=False), BeforeValidator(_both), Contents(lambda: float | tuple[float, float])
+]
 Rate = Annotated[_Interval, _within(0, 200)]
 Part = Annotated[_Interval, _within(0, 1)]
 Sight = Annotated[_Interval, _within(5, 1e5)]
@@ -49,7 +51,9 @@ class Streets(Section):
     """A grid of streets, bent and rotated."""
 
     right_hand: bool = True  # traffic keeps to the right
+    # lanes per direction of the streets one way
     columns: tuple[Lanes, ...] = Field(default=(2, 1, 1, 2), strict=False, min_length=3, max_length=8)
+    # lanes per direction of the streets across
     rows: tuple[Lanes, ...] = Field(default=(2, 1, 2), strict=False, min_length=3, max_length=8)
     spacing: tuple[float, float] = Field(default=(110.0, 110.0), strict=False)  # m between street centres
     lane_width: Annotated[float, Field(ge=3.0, le=4.0)] = 3.4  # m
@@ -87,6 +91,7 @@ class Streets(Section):
 
 class Buildings(Section):
     heights: Metres = (8.0, 25.0)  # m
+    # colours
     facades: tuple[Colour, ...] = Field(default=("#a85c48", "#beb2a0", "#8c847e"), strict=False, min_length=1)
 
 
@@ -95,18 +100,18 @@ class Vegetation(Section):
 
     gap: Annotated[float, Field(ge=5, le=500)] = 15.0  # m
     height: Annotated[float, Field(ge=2, le=10)] = 7.0  # m
-    leaves: tuple[Colour, ...] = Field(default=("#345c28", "#406c30"), strict=False, min_length=1)
+    leaves: tuple[Colour, ...] = Field(default=("#345c28", "#406c30"), strict=False, min_length=1)  # colours
 
 
 class Mix(Section):
     """Shares of the classes in traffic; they are divided by their sum."""
 
-    car: Share = 0.75
-    truck: Share = 0.08
-    bus: Share = 0.05
-    trailer: Share = 0.03
-    motorcycle: Share = 0.03
-    bicycle: Share = 0.06
+    car: Share = 0.75  # share
+    truck: Share = 0.08  # share
+    bus: Share = 0.05  # share
+    trailer: Share = 0.03  # share
+    motorcycle: Share = 0.03  # share
+    bicycle: Share = 0.06  # share
 
     @model_validator(mode="after")
     def _require_cars(self) -> Mix:
@@ -129,7 +134,7 @@ class Agents(Section):
 
 class Scenery(Section):
     streets: Streets = Streets()
-    buildings: Buildings = Buildings()
+    buildings: Buildings = Buildings()  # houses at the streets
     vegetation: Vegetation = Vegetation()
     agents: Agents = Agents()
 
@@ -142,7 +147,7 @@ class Place(Scenery):
 
 
 class Light(Section):
-    night: bool = False
+    night: bool = False  # whether the sun is down
     overcast: bool = False  # as it is in rain, snow and fog anyway
 
 
@@ -157,17 +162,17 @@ class Cover(Section):
 
     wet: Part = (0.0, 0.0)  # share under a film of water, at least; rain makes its own
     snow: Part = (0.0, 0.0)  # share under snow, roofs and trees alike
-    grass: Colour | None = None
-    road: Colour | None = None
-    walkway: Colour | None = None
-    carpark: Colour | None = None
+    grass: Colour | None = None  # colour
+    road: Colour | None = None  # colour
+    walkway: Colour | None = None  # colour
+    carpark: Colour | None = None  # colour
 
 
 class Surroundings(Section):
     """What may change on a drive."""
 
-    light: Light = Light()
-    air: Air = Air()
+    light: Light = Light()  # time of the day
+    air: Air = Air()  # rain, snow and fog
     ground: Cover = Cover()
 
     def draw(self, rng: np.random.Generator) -> Weather:

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -19,12 +19,13 @@ from perception.config import Config, parse_config
 from perception.datasets.keyframes import Keyframes, Reads
 from perception.errors import InputError
 from perception.io.distributed import rank
-from perception.io.section import Section, load_section
+from perception.io.section import Contents, Section, load_section
 from perception.model import PerceptionModel, batch_inputs
 from perception.modules.memories import memories_of
-from perception.modules.spec import Module
+from perception.modules.spec import AnyModule, Module
 from perception.sensors import sensor_facts
 from perception.sensors.inputs import prepare
+from perception.tasks import TaskConfigs
 from perception.tasks.network import FittedNetwork
 from perception.training import optimize
 from perception.training.loader import batch_labels
@@ -120,8 +121,10 @@ def _with_options_kept(config: Config, base: PerceptionModel) -> Config:
 class Addition(Section):
     """The file of `perception adapt --config`: a head of a new task with modules of its own, or one module alone."""
 
-    tasks: dict[str, Any] = Field(default={})
-    modules: tuple[dict[str, Any], ...] = Field(default=(), strict=False)
+    # task -> options of its head
+    tasks: Annotated[dict[str, Any], Contents(lambda: TaskConfigs)] = Field(default={})
+    # modules of the new task, or one module without a task
+    modules: tuple[Annotated[dict[str, Any], Contents(lambda: AnyModule)], ...] = Field(default=(), strict=False)
 
 
 def read_task(path: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ PERCEPTION = Path(sys.executable).with_name("perception")
 CONFIG = ROOT / "configs" / "tiny.yaml"
 COMMANDS = (
     *("simulate", "log", "check", "annotate-occupancy", "train", "adapt", "modules", "import", "evaluate", "compare"),
-    *("export", "build", "verify", "sign", "predict", "replay", "judge", "drive", "demo"),
+    *("export", "build", "verify", "sign", "predict", "replay", "judge", "drive", "demo", "config"),
 )
 
 

@@ -33,7 +33,7 @@ class SeriesAdapter(Computation):
     """
 
     class Options(Module):
-        kind: Literal["series_adapter"] = "series_adapter"
+        kind: Literal["series_adapter"] = "series_adapter"  # kind of module
 
     layers = CONVOLUTIONS
 
@@ -97,7 +97,7 @@ class ParallelAdapter(Computation):
     """
 
     class Options(Module):
-        kind: Literal["parallel_adapter"] = "parallel_adapter"
+        kind: Literal["parallel_adapter"] = "parallel_adapter"  # kind of module
 
     layers = (nn.Conv2d, nn.Linear)
     linear: ClassVar[Mapping[str, float]] = {"a.weight": 0.0}
@@ -140,7 +140,7 @@ class Bottleneck(Computation):
     """y + U relu(D y), with pointwise D to fewer channels and U back, which starts at zero (Houlsby et al., 2019)."""
 
     class Options(Module):
-        kind: Literal["bottleneck"] = "bottleneck"
+        kind: Literal["bottleneck"] = "bottleneck"  # kind of module
         reduction: Positive = 8  # the hidden width is the output's, divided by this
 
     layers = (*CONVOLUTIONS, nn.Linear)

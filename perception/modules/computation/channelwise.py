@@ -25,7 +25,7 @@ class Rescale(Computation):
     """l * y for each channel, starting at l = 1: IA3 (Liu et al., 2022)."""
 
     class Options(Module):
-        kind: Literal["rescale"] = "rescale"
+        kind: Literal["rescale"] = "rescale"  # kind of module
 
     layers = CHANNELWISE
     linear: ClassVar[Mapping[str, float]] = {"scale": 1.0}
@@ -48,7 +48,7 @@ class ScaleShift(Rescale):
     """g * y + b for each channel, starting at g = 1 and b = 0: FiLM with a fixed condition (Perez et al., 2018)."""
 
     class Options(Module):
-        kind: Literal["scale_shift"] = "scale_shift"
+        kind: Literal["scale_shift"] = "scale_shift"  # kind of module
 
     linear: ClassVar[Mapping[str, float]] = {"scale": 1.0, "shift": 0.0}
 
@@ -77,7 +77,7 @@ class BatchNorm(Computation):
     """
 
     class Options(Module):
-        kind: Literal["batch_norm"] = "batch_norm"
+        kind: Literal["batch_norm"] = "batch_norm"  # kind of module
 
     layers = NORMS
 

@@ -32,7 +32,7 @@ class Film(Computation):
     """g(z) * y + b(z) with linear generators g(z) = 1 + G z and b(z) = H z, which start at zero."""
 
     class Options(Module):
-        kind: Literal["film"] = "film"
+        kind: Literal["film"] = "film"  # kind of module
 
     layers = CHANNELWISE
     conditional = True
@@ -65,9 +65,9 @@ class HyperNetwork(Computation):
     """
 
     class Options(Module):
-        kind: Literal["hypernetwork"] = "hypernetwork"
-        rank: Width = 4
-        hidden: Width = 8
+        kind: Literal["hypernetwork"] = "hypernetwork"  # kind of module
+        rank: Width = 4  # of the matrix that the network makes
+        hidden: Width = 8  # channels of the network that makes it
 
     layers = (nn.Conv2d, nn.Linear)
     conditional = True

@@ -27,7 +27,7 @@ class Prompt(Computation):
     """
 
     class Options(Module):
-        kind: Literal["prompt"] = "prompt"
+        kind: Literal["prompt"] = "prompt"  # kind of module
         size: Width = 8  # the map is size x size, stretched over the input
         channels: Annotated[int, Field(ge=0)] = 0  # 0: added to the input; n: concatenated to it as n more channels
 

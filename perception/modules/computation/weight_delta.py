@@ -60,8 +60,8 @@ class LowRank(WeightDelta):
     """
 
     class Options(Module):
-        kind: Literal["low_rank"] = "low_rank"
-        rank: Width = 8
+        kind: Literal["low_rank"] = "low_rank"  # kind of module
+        rank: Width = 8  # of the added matrix
         alpha: float | None = None  # alpha / rank scales the delta; None: alpha = rank
 
     def __init__(self, layer: Any, rank: int, alpha: float | None = None) -> None:
@@ -127,7 +127,7 @@ class SparseDelta(WeightDelta):
     """
 
     class Options(Module):
-        kind: Literal["sparse_delta"] = "sparse_delta"
+        kind: Literal["sparse_delta"] = "sparse_delta"  # kind of module
         share: Annotated[float, Field(gt=0, le=1)] = 0.01  # of the layer's weights that change
 
     indices: Tensor

@@ -10,10 +10,10 @@ from perception.io.section import Positive, Section, Sizes
 
 
 class Lidar(Section):
-    max_pillars: Positive = 30000
+    max_pillars: Positive = 30000  # pillars of a frame that the network takes
     overflow: Literal["fullest", "first"] = "fullest"  # pillars to keep; first: as in mmdet3d's voxelisation
-    points_per_pillar: Positive = 20
-    channels: Positive = 64
+    points_per_pillar: Positive = 20  # points of a pillar that the network takes
+    channels: Positive = 64  # of a pillar's features
     # Where the padding of pillars counts. real: nowhere; masked: in the statistics of the batch normalisation; padded:
     # in these and in the maximum over the points, as in mmdet3d (sensors/lidar/network.py).
     encoder: Literal["real", "masked", "padded"] = "real"

@@ -36,7 +36,7 @@ class Anchor(Section):
     size: tuple[float, float, float] = Field(strict=False)  # m: width, length, height
     bottom: float  # m, z of the bottom
     x: tuple[float, float] = Field(strict=False)  # m, range of the feature map
-    y: tuple[float, float] = Field(strict=False)
+    y: tuple[float, float] = Field(strict=False)  # m, from the first to the last
 
 
 class AnchorTraining(Section):
@@ -76,7 +76,7 @@ class Weights(Section):
 
     regression: Weight = 0.25  # as in CenterPoint
     velocity: Weight = 0.2  # within the regression
-    attribute: Weight = 0.2
+    attribute: Weight = 0.2  # of the attributes' cross-entropy
     iou: Weight = 1.0  # as in PillarNeSt
 
 
@@ -90,7 +90,7 @@ class IouScore(Section):
 class DetectionHead(TaskConfig):
     """The head of CenterPoint or, with `anchors`, that of SECOND."""
 
-    channels: Positive = 64
+    channels: Positive = 64  # of the head's hidden layer
     # Classes that share regression branches and top_k, in the order of the taxonomy; empty: one group of all.
     groups: tuple[Annotated[tuple[str, ...], Field(strict=False, min_length=1)], ...] = Field(default=(), strict=False)
     # Heatmap cells along each side of a cell of the trunk, for small objects in crowds: of these classes, or of all
@@ -98,7 +98,7 @@ class DetectionHead(TaskConfig):
     subcells: Subcells | dict[str, Subcells] = 1
     top_k: Annotated[int, Field(gt=0, lt=3840)] = 300  # boxes of each group; TensorRT's TopK limit
     output_kernel: Literal[1, 3] = 1  # of the last convolutions
-    attributes: Literal["learned", "speed"] = "learned"
+    attributes: Literal["learned", "speed"] = "learned"  # learned by the head, or told by the speed
     peaks: bool | None = None  # whether only maxima of 3 x 3 heatmap cells are boxes; None: without NMS
     suppression: Suppression | None = None
     axis: bool = False  # the axis of a box is regressed besides its heading, see `center_head.py`

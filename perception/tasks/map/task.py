@@ -178,7 +178,7 @@ class MapMetric(RingMetric[np.ndarray]):
 
 
 class MapHead(TaskConfig):
-    channels: Positive = 64
+    channels: Positive = 64  # of the head's hidden layer
     weight: Weight = 4.0  # of the loss, a mean over cells, to sums over objects
 
     def require_taxonomy(self, taxonomy: Taxonomy) -> None:

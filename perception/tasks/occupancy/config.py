@@ -78,8 +78,8 @@ def _as_integer(number: float) -> int | None:
 class OccupancyLosses(Section):
     """Weights of the loss terms; 0 omits a term."""
 
-    cross_entropy: Weight = 1.0
-    lovasz: Weight = 1.0
+    cross_entropy: Weight = 1.0  # weight
+    lovasz: Weight = 1.0  # weight of the Lovász-softmax loss
     geometric: Weight = 1.0  # scale loss of what is occupied
     semantic: Weight = 1.0  # scale loss of the classes
     classes: dict[Name, Weight] = Field(default={})  # of classes in the cross-entropy, `free` too; others have 1
@@ -88,11 +88,11 @@ class OccupancyLosses(Section):
 class OccupancyHead(TaskConfig):
     names_points: ClassVar[bool] = True
     x: Range = (-40.0, 40.0)  # m
-    y: Range = (-40.0, 40.0)
-    z: Range = (-1.0, 5.4)
+    y: Range = (-40.0, 40.0)  # m, from, to
+    z: Range = (-1.0, 5.4)  # m, from, to
     cell: Metres = 0.4  # m, edge of a voxel along x and y
     height: Metres | None = None  # m, along z; None: as long
-    channels: Positive = 64
+    channels: Positive = 64  # of the head's hidden layer
     observed: Literal["lidar", "cameras", "either"] = "either"  # voxels that are learned: those that these saw
     body: Range = (0.3, 2.0)  # m, z of what stops the vehicle, for the free distances
     # Point classes that a vehicle drives over, or could; names that the taxonomy lacks are ignored.

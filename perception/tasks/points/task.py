@@ -206,7 +206,7 @@ class PointsHead(TaskConfig):
     # that has them, or its file. Empty: the run's.
     classes: tuple[PointClass, ...] = Field(default=(), strict=False)
     max_points: Positive = 40_000  # of the keyframe, the first ones; a sweep of nuScenes' LiDAR has 34,700
-    channels: Positive = 32
+    channels: Positive = 32  # of the head's hidden layer
     weight: Weight = 1.0  # of both losses
     class_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(default={})  # in the cross-entropy; others: 1
 
