@@ -1,6 +1,8 @@
 """One interface for runs and bundles: arrays in, boxes out, as from files on the disk."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -135,3 +137,32 @@ print(sum(len(result.boxes) for _, result in network.follow(drive)))
     done = python(code)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 0
+
+
+USED = """
+import sys, perception
+assert "numpy" not in sys.modules
+import numpy as np
+network = perception.load("demo")
+assert isinstance(network, perception.Network)
+points = np.random.default_rng(0).uniform((-20, -20, 0, 0), (20, 20, 2, 255), (5000, 4)).astype(np.float32)
+frame = network.frame(points)
+assert isinstance(frame, perception.Frame)
+result = network.predict(frame)
+assert isinstance(result, perception.Result) and isinstance(result.boxes, perception.Boxes)
+perception.plot(frame, result).save(sys.argv[1])
+from perception import *
+assert {"load", "open_drives", "plot", "Frame", "Camera", "Conditions"} <= {*dir(perception)} & {*globals()}
+assert "torch" not in sys.modules
+try:
+    perception.nothing
+except AttributeError as error:
+    assert "nothing" in str(error)
+else:
+    raise AssertionError
+"""
+
+
+def test_the_package_has_few_names_which_take_no_time_until_they_are_used(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", USED, tmp_path / "frame.html"], check=True)
+    assert len(page_data(tmp_path / "frame.html")["frames"]) == 1
