@@ -125,11 +125,14 @@ def _sections_at(kind: Any, path: Sequence[str | int]) -> Iterator[type[Section]
         yield from _sections_at(each, path[1:] if listed else path)
 
 
+_ANNOTATED: Any = Annotated  # for types that are known at run time
+
+
 def _sections_in(kind: type[Section], path: Sequence[str | int]) -> Iterator[type[Section]]:
     for name, field in kind.model_fields.items():
         if path[0] in (name, field.alias):
-            marked = Annotated.__class_getitem__((field.annotation, None, *field.metadata))  # type: ignore[attr-defined]
-            yield from _sections_at(marked, path[1:])
+            marked = (field.annotation, None, *field.metadata)
+            yield from _sections_at(_ANNOTATED[marked], path[1:])
         elif get_args(field.annotation) == (path[0],):  # a literal: the tag of this section in a union
             yield from _sections_at(kind, path[1:])
 
