@@ -234,7 +234,7 @@ class Manifest(NetworkFacts):
         return self.steering.values
 
     def facts(self, target: str) -> dict[str, str]:
-        """What the bundle is, in words, for pages."""
+        """Describe the bundle for pages, as heading -> text."""
         grid = self.grid
         return {
             "network": self.name,

@@ -94,7 +94,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Result:
-    """What a network perceives in one frame.
+    """Output of a network for one frame.
 
     Attributes:
         timestamp, global_from_reference: None where the frame says neither when nor where it was recorded.

@@ -62,7 +62,7 @@ def _why_nothing(network: Network, drives: Sequence[Drive]) -> str:
 
 
 def _notes(network: Network, drives: Sequence[Drive], counts: Counter[str]) -> list[str]:
-    """What is to be known of the predictions, a line each."""
+    """Return lines that a user must know: counts, missing sensors, unknown poses, damaged files."""
     frames = counts["frames"]
     notes = [f"{counts['detections']} detections in {frames} frames"]
     for kind in network.spec.sensors:

@@ -168,7 +168,7 @@ class Runtime:
         return self.follow(keyframes.frame(token, reads) for token in tokens)
 
     def follow(self, frames: Iterable[Frame]) -> Predicted:
-        """The predictions of frames in order of time, as of `predictions`."""
+        """Yield each frame of a drive with its prediction, in order of time, by its tags and with memory."""
         session = self._new_session()
         for frame in frames:
             prediction, _ = self._predict(frame, frame.conditions, session, Moment.of(frame))

@@ -85,7 +85,7 @@ def _switches(bundle: Path, drives: Path) -> dict[str, str]:
 
 
 def simulate_shown(out: Path, scenes: int, samples: int, seed: int, conditions: list[str], console: Console) -> None:
-    """Simulate drives behind a progress bar; the arguments are those of `simulate`."""
+    """Call `simulate`, and show a progress bar of the keyframes."""
     with Progress(console=console) as progress:
         bar = progress.add_task("keyframes", total=scenes * samples)
         simulate(out, scenes, samples, seed, conditions, run=Run(progress=partial(progress.advance, bar)))

@@ -107,7 +107,7 @@ class PageFrames:
         self._yaws, self._heights = part["yaws"] | self._yaws, part["heights"] | self._heights
 
     def data(self) -> dict[str, Any]:
-        """What the page shows of the frames."""
+        """Return the frames as the JSON that the page draws."""
         low = pictures.screen_from_reference(self._grid.reference) @ np.array([self._grid.x, self._grid.y])
         return {
             "layers": list(self._layers.values()),

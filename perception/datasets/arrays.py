@@ -24,7 +24,7 @@ def frame_of(
     conditions: Conditions,
     name: str,
 ) -> Frame:
-    """The frame of a rig whose sensors all have mounts; the arguments are those of `deploy.network.Network.frame`."""
+    """Build a frame from arrays, for a rig whose sensors all have mounts; arguments as in `Network.frame`."""
     rig.require_calibration()
     require_cameras([*images], rig, name)
     lidars, here = rig.sensors.lidars, np.eye(4) if pose is None else np.asarray(pose, np.float64)

@@ -35,7 +35,7 @@ def _lines(section: BaseModel, written: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _entry(key: str, value: Any, plain: Any, text: str) -> Iterator[str]:
-    """The lines of a key: those of its sections below it, or its value behind it."""
+    """Yield the lines of one key: its value on the same line, or its sections indented below."""
     below: list[str] = []
     if isinstance(value, BaseModel):
         below = [*_lines(value, {})]

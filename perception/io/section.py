@@ -77,7 +77,7 @@ def explain(kind: type[Section], error: ValidationError, whole: str = "(top leve
 
 
 def _innermost(error: Any) -> dict[str, Any]:
-    """An error, as of `errors`; of a section that a validator parses, the first one inside."""
+    """Return the error itself or, if a validator parsed a nested section, the first error in that section."""
     inside = error.get("ctx", {}).get("error")
     if not isinstance(inside, ValidationError):
         return {**error}
